@@ -1,0 +1,1 @@
+"""Framework-free code shared by both sides: stdlib, numpy, OpenCV, YAML and pydantic only."""

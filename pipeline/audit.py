@@ -1,0 +1,187 @@
+"""The verifier verifies itself: every deliberate fault must be caught in its step, at its place.
+
+Torch records each step once. Paddle records a step once per fault, in one process, and at the end
+every step without a fault: that run must pass, or a patch has leaked.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import Config
+from common.errors import ConfigError
+from pipeline.compare import Verdict, matching
+from pipeline.faults import FAULTS, Fault
+from pipeline.judge import Result, compare_float64, judge
+from pipeline.record import Run
+from pipeline.records import has_record, read_record, record_name
+from pipeline.report import code_digest, git_commit
+from pipeline.runner import Options, Progress, Recording, resolve_data
+from pipeline.steps import SIDES, STEPS, Side, Step, step_named
+
+# a wrong training shows within a few iterations; all other steps are as large as in verify
+SHORT = {"train_iters": 6, "train_iters_float32": 2, "train_warmup_iters": 2, "check_every": 2}
+
+
+SHORT_SCHEDULE = {"max_iters": 2000, "warmup_iters": 200}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one fault."""
+
+    fault: str
+    step: str
+    title: str
+    expected: str
+    found: str
+    """Key at which the difference starts; empty when nothing differs."""
+    text: str
+    """The same in words, or the recorder's error."""
+    caught: bool
+    relative: float
+    """Largest difference at that key."""
+
+
+@dataclass(frozen=True)
+class AuditOutcome:
+    """The whole matrix."""
+
+    findings: tuple[Finding, ...]
+    clean: Mapping[str, str]
+    """Step -> verdict of the run without a fault after all the others."""
+    head: Mapping[str, str]
+    seconds: float
+
+    @property
+    def all_caught(self) -> bool:
+        """True when every fault was caught and the fault-free runs passed."""
+        return all(f.caught for f in self.findings) and set(self.clean.values()) == {"PASS"}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the matrix for audit.json."""
+        return {
+            **self.head,
+            "seconds": round(self.seconds, 1),
+            "clean": dict(self.clean),
+            "findings": [
+                {**asdict(finding), "relative": f"{finding.relative:.3e}"}
+                for finding in self.findings
+            ],
+        }
+
+
+def select_faults(names: str) -> list[Fault]:
+    """Return the comma-separated faults, or all of them.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    wanted = [word.strip() for word in names.split(",") if word.strip()]
+    known = {fault.name: fault for fault in FAULTS}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown fault(s) {', '.join(unknown)}; faults: {', '.join(known)}")
+    return [known[name] for name in wanted] if wanted else list(FAULTS)
+
+
+def audit(
+    config: Config, faults: Sequence[Fault], *, folder: Path, progress: Progress
+) -> AuditOutcome:
+    """Record every fault and judge it against the one Torch record of its step."""
+    started = time.perf_counter()
+    config = config.model_copy(
+        update={
+            "verify": config.verify.model_copy(update=SHORT),
+            "schedule": config.schedule.model_copy(update=SHORT_SCHEDULE),
+        }
+    )
+    options = Options(out=folder, steps=tuple({fault.step for fault in faults}))
+    config = resolve_data(config, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="audit.", dir=folder))
+    steps = [step for step in STEPS if step.name in options.steps]
+    runs: dict[Side, list[Run]] = {"torch": [_run(step, work) for step in steps], "paddle": []}
+    for fault in faults:
+        step = step_named(fault.step)
+        runs["paddle"].append(_run(step, work / fault.name, fault=fault.name))
+    runs["paddle"] += [_run(step, work) for step in steps]
+    findings: list[Finding] = []
+    try:
+        with Recording(config, options, runs, work, progress=progress) as recording:
+            while len(recording.ended) < len(SIDES):
+                recording.pump(0.5)
+        for fault in faults:
+            findings.append(_finding(fault, work, config))
+        clean = {step.name: _judge(step, work, work, config).verdict.value for step in steps}
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    head = {"commit": git_commit(), "code_digest": code_digest(), "config_digest": config.digest()}
+    return AuditOutcome(tuple(findings), clean, head, time.perf_counter() - started)
+
+
+def _run(step: Step, folder: Path, *, fault: str | None = None) -> Run:
+    return Run(step=step.name, dtype=step.dtypes[0], fault=fault, folder=folder)
+
+
+def _judge(step: Step, reference: Path, actual: Path, config: Config) -> Result:
+    dtype = step.dtypes[0]
+    names = [record_name(step.name, dtype, side) for side in SIDES]
+    for folder, name in zip((reference, actual), names, strict=True):
+        if not has_record(folder, name):
+            error = folder / f"{name}.error.txt"
+            text = error.read_text(encoding="utf-8") if error.is_file() else "no record was made"
+            return Result(step, dtype, Verdict.ERROR, message=text.strip().splitlines()[0])
+    pair = [read_record(reference, names[0]), read_record(actual, names[1])]
+    arrays = [record.arrays for record in pair]
+    rows = compare_float64(step, arrays, ignore_index=config.data.ignore_index)
+    return judge(step, dtype, pair, rows)
+
+
+def _finding(fault: Fault, work: Path, config: Config) -> Finding:
+    result = _judge(step_named(fault.step), work, work / fault.name, config)
+    shutil.rmtree(work / fault.name, ignore_errors=True)
+    found = result.divergence.key if result.divergence else ""
+    row = next((row for row in result.rows if row.key == found), None)
+    return Finding(
+        fault=fault.name,
+        step=fault.step,
+        title=fault.title,
+        expected=fault.where,
+        found=found,
+        text=result.divergence.text if result.divergence else result.message,
+        # a crash is no finding: the verifier must see the wrong number
+        caught=bool(found)
+        and not result.verdict.passed
+        and result.verdict is not Verdict.ERROR
+        and matching(fault.where, found),
+        relative=row.relative if row else 0.0,
+    )
+
+
+def matrix_text(outcome: AuditOutcome) -> str:
+    """Return the matrix as text: one line per fault, survivors first."""
+    lines = [
+        "audit: deliberate wrong ports of the Paddle side, each against the step it belongs to"
+    ]
+    lines += [f"{key}: {value}" for key, value in outcome.head.items()]
+    lines.append(f"{'verdict':9} {'step':12} {'fault':24} {'differs':>8}  starts at")
+    for finding in sorted(outcome.findings, key=lambda f: f.caught):
+        verdict = "caught" if finding.caught else "SURVIVED"
+        where = finding.text or "nothing differs"
+        lines.append(
+            f"{verdict:9} {finding.step:12} {finding.fault:24} {finding.relative:8.1e}  {where}"
+        )
+        if not finding.caught:
+            lines.append(f"{'':9} expected the difference to start at {finding.expected}")
+    caught = sum(finding.caught for finding in outcome.findings)
+    clean = ", ".join(f"{step} {verdict}" for step, verdict in outcome.clean.items())
+    lines.append(f"without a fault, after all of them: {clean}")
+    lines.append(f"{caught} of {len(outcome.findings)} faults caught, {outcome.seconds:.0f} s")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,289 @@
+"""Comparison of named arrays, reference (Torch) against actual (Paddle). No framework is loaded.
+
+A value passes only by being compared. Order of the checks of one tensor: present on both sides,
+shape, kind of number, finite, not constant, then the difference
+
+    max |actual - reference|  <=  bound * max |reference|
+
+in float64 or, for integers, exactly. Nothing is broadcast, transposed or skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Verdict(str, Enum):
+    """Outcome of one tensor, one step or one run."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    MISSING = "MISSING"
+    VACUOUS = "VACUOUS"
+    ERROR = "ERROR"
+    NOT_RUN = "NOT RUN"
+
+    @property
+    def passed(self) -> bool:
+        """True for PASS only."""
+        return self is Verdict.PASS
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Largest difference allowed, relative to the tensor's largest reference value."""
+
+    pattern: str
+    """Shell pattern of the keys it is for; the first matching bound counts."""
+    relative: float
+    reason: str
+    """Why this number and not a smaller one: a measurement or a property of the kernel."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Keys whose reference may be constant, or must not be zero, with the reason."""
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """The comparison of one tensor."""
+
+    key: str
+    verdict: Verdict
+    detail: str = ""
+    """What is wrong, in words; empty when it passed."""
+    max_abs: float = 0.0
+    mean_abs: float = 0.0
+    relative: float = 0.0
+    """max_abs over the largest |reference|: the deciding number, and so the bound that would have
+    passed."""
+    max_rel: float = 0.0
+    """Largest elementwise |difference| / |reference|, over elements that are not zero."""
+    index: tuple[int, ...] = ()
+    """Where the largest difference is."""
+    first: tuple[int, ...] = ()
+    """The first element over the bound, in memory order: in a series, the iteration."""
+    over: int = 0
+    """Elements whose own difference exceeds the bound."""
+    size: int = 0
+    bound: float = 0.0
+    floor: float | None = None
+    """float32 only: |torch32 - torch64| + |paddle32 - paddle64|, relative like the rest."""
+    self_ratio: float | None = None
+    """float32 only: Paddle's own rounding error over Torch's (root mean squares)."""
+
+    @property
+    def severity(self) -> tuple[bool, float]:
+        """Sort key: failures first, then by the share of the bound that is used."""
+        share = self.relative / self.bound if self.bound else self.relative
+        return (not self.verdict.passed, share if np.isfinite(share) else np.inf)
+
+
+EXACT = 0.0
+
+
+def matching(pattern: str, key: str) -> bool:
+    """Tell whether a key matches a shell pattern."""
+    return fnmatchcase(key, pattern)
+
+
+def bound_for(key: str, bounds: Sequence[Bound]) -> Bound:
+    """Return the first bound whose pattern matches. A table ends with the pattern ``*``."""
+    for bound in bounds:
+        if matching(bound.pattern, key):
+            return bound
+    raise LookupError(f"no bound for {key}; end the table with a bound for '*'")
+
+
+def _kind(array: Array) -> str:
+    """Family of a dtype: differences of width are a step's own business, of kind never."""
+    kinds = {"b": "bool", "i": "integer", "u": "integer", "f": "float", "U": "text"}
+    return kinds.get(array.dtype.kind, str(array.dtype))
+
+
+def _structural(key: str, reference: Array, actual: Array) -> Row | None:
+    """Check all that must hold before values can be compared."""
+    if reference.shape != actual.shape:
+        text = f"shape {actual.shape}, reference {reference.shape}"
+        return Row(key, Verdict.FAIL, text, relative=np.inf)
+    kinds = (_kind(reference), _kind(actual))
+    # text has its length in the dtype, and a wider integer holds the same number
+    if kinds[0] != kinds[1] or (kinds[0] == "float" and reference.dtype != actual.dtype):
+        text = f"dtype {actual.dtype}, reference {reference.dtype}"
+        return Row(key, Verdict.FAIL, text, relative=np.inf)
+    if reference.size == 0:
+        return Row(key, Verdict.VACUOUS, "no elements: nothing was compared")
+    if _kind(reference) == "float":
+        for name, array in (("reference", reference), ("actual", actual)):
+            bad = ~np.isfinite(array)
+            if bad.any():
+                where = tuple(int(i) for i in np.argwhere(bad)[0])
+                text = f"{name} has {int(bad.sum())} NaN or Inf of {bad.size}, first at {where}"
+                return Row(key, Verdict.FAIL, text, relative=np.inf, index=where, size=bad.size)
+    return None
+
+
+def _is_constant(array: Array) -> bool:
+    return array.size > 1 and bool((array == array.flat[0]).all())
+
+
+def difference(reference: Array, actual: Array) -> Array:
+    """Return |actual - reference| in float64, or as a 0/1 inequality for text."""
+    if _kind(reference) == "text":
+        return (reference != actual).astype(np.float64)
+    if _kind(reference) in ("integer", "bool"):
+        # beyond 2**53 float64 merges neighbours: unequal integers must never look equal
+        apart = np.abs(actual.astype(np.float64) - reference.astype(np.float64))
+        return np.where(reference == actual, 0.0, np.maximum(apart, 1.0))
+    return np.abs(actual.astype(np.float64) - reference.astype(np.float64))
+
+
+def magnitude(array: Array) -> float:
+    """Return the largest absolute value; 1 for text, whose difference is 0 or 1."""
+    return 1.0 if _kind(array) == "text" else float(np.abs(array.astype(np.float64)).max())
+
+
+def _measure(key: str, reference: Array, actual: Array, limit: float) -> Row:
+    apart = difference(reference, actual)
+    top = float(apart.max())
+    scale = magnitude(reference)
+    relative = 0.0 if top == 0 else (top / scale if scale else np.inf)
+    nonzero = reference.astype(bool) if _kind(reference) == "text" else reference != 0
+    over = np.argwhere(apart > limit * scale)
+    elementwise = apart[nonzero] / np.abs(reference[nonzero]) if _kind(reference) == "float" else ()
+    return Row(
+        key,
+        Verdict.PASS if relative <= limit else Verdict.FAIL,
+        "" if relative <= limit else f"off by {relative:.1e} of the largest value",
+        max_abs=top,
+        mean_abs=float(apart.mean()),
+        relative=relative,
+        max_rel=float(np.max(elementwise)) if len(elementwise) else relative,
+        index=tuple(int(i) for i in np.unravel_index(int(apart.argmax()), apart.shape)),
+        first=tuple(int(i) for i in over[0]) if len(over) else (),
+        over=len(over),
+        size=int(apart.size),
+        bound=limit,
+    )
+
+
+def compare_tensor(
+    key: str, reference: Array, actual: Array, *, limit: float, may_be_constant: bool = False
+) -> Row:
+    """Compare one tensor at a bound relative to its largest reference value.
+
+    Args:
+        key: name of the tensor.
+        reference: what Torch computed.
+        actual: what Paddle computed.
+        limit: largest max|difference| / max|reference| that passes; 0 asks for equality.
+        may_be_constant: a constant reference is expected here, and no sign of an empty check.
+    """
+    row = _structural(key, reference, actual)
+    if row is not None:
+        return row
+    exact = _kind(reference) != "float"
+    row = _measure(key, reference, actual, EXACT if exact else limit)
+    if row.verdict.passed and not may_be_constant and _is_constant(reference):
+        return Row(key, Verdict.VACUOUS, f"constant reference ({reference.flat[0]})", size=row.size)
+    return row
+
+
+def _missing(key: str, side: str) -> Row:
+    return Row(key, Verdict.MISSING, f"recorded by the other side only, not by {side}")
+
+
+def compare_records(
+    reference: Mapping[str, Array],
+    actual: Mapping[str, Array],
+    *,
+    bounds: Sequence[Bound],
+    constants: Sequence[Allowance] = (),
+) -> list[Row]:
+    """Compare two records key by key, in the reference's order. Extra and missing keys fail."""
+    rows: list[Row] = []
+    for key in [*reference, *(k for k in actual if k not in reference)]:
+        if key not in actual:
+            rows.append(_missing(key, "paddle"))
+        elif key not in reference:
+            rows.append(_missing(key, "torch"))
+        else:
+            free = any(matching(rule.pattern, key) for rule in constants)
+            limit = bound_for(key, bounds).relative
+            rows.append(
+                compare_tensor(key, reference[key], actual[key], limit=limit, may_be_constant=free)
+            )
+    if not rows:
+        rows.append(Row("(record)", Verdict.VACUOUS, "empty record: nothing was compared"))
+    return rows
+
+
+# The float32 rule. By the triangle inequality |t32 - p32| <= |t32 - t64| + |p32 - p64| + |t64 -
+# p64|, so CROSS_FACTOR = 1 holds whenever float64 agrees: a violation means that the float32
+# program is another one. What the sum cannot see is a Paddle side that rounds far more than Torch
+# (a half-precision detour, say), hence SELF_FACTOR. Both are discussed in docs/parity.md.
+CROSS_FACTOR = 1.5
+SELF_FACTOR = 100.0
+ULP = float(np.finfo(np.float32).eps)
+
+
+def compare_tensor_float32(
+    key: str,
+    pair32: tuple[Array, Array],
+    pair64: tuple[Array, Array],
+    *,
+    may_be_constant: bool = False,
+) -> Row:
+    """Judge a float32 tensor against the rounding floor that the float64 run measures.
+
+    Args:
+        key: name of the tensor.
+        pair32: (torch, paddle) in float32.
+        pair64: (torch, paddle) of the same key in float64.
+        may_be_constant: see compare_tensor.
+    """
+    row = _structural(key, *pair32)
+    if row is not None:
+        return row
+    if any(a.shape != b.shape for a, b in zip(pair32, pair64, strict=True)):
+        return Row(key, Verdict.FAIL, "float32 and float64 runs have different shapes")
+    if _kind(pair32[0]) != "float":
+        return compare_tensor(key, *pair32, limit=EXACT, may_be_constant=may_be_constant)
+    own = [difference(wide, narrow) for narrow, wide in zip(pair32, pair64, strict=True)]
+    scale = max(magnitude(pair64[0]), np.finfo(np.float64).tiny)
+    floor = (float(own[0].max()) + float(own[1].max())) / scale
+    limit = CROSS_FACTOR * floor + 4 * ULP
+    row = _measure(key, *pair32, limit)
+    if row.verdict.passed and not may_be_constant and _is_constant(pair32[0]):
+        return Row(key, Verdict.VACUOUS, f"constant reference ({pair32[0].flat[0]})", size=row.size)
+    # the median, not the largest: where a ReLU or the choice of hard pixels flips by rounding, a
+    # few gradients jump on one side and say nothing about its arithmetic
+    typical = [float(np.median(apart)) for apart in own]
+    ratio = typical[1] / max(typical[0], ULP * scale)
+    verdict, detail = row.verdict, row.detail
+    if verdict.passed and ratio > SELF_FACTOR:
+        verdict = Verdict.FAIL
+        detail = f"Paddle's own rounding is {ratio:.1f} times Torch's (limit {SELF_FACTOR:g})"
+    return replace(row, verdict=verdict, detail=detail, floor=floor, self_ratio=ratio)
+
+
+def overall(rows: Sequence[Row]) -> Verdict:
+    """Return PASS if there are rows and all of them pass, else the gravest verdict."""
+    if not rows:
+        return Verdict.VACUOUS
+    order = (Verdict.ERROR, Verdict.FAIL, Verdict.MISSING, Verdict.VACUOUS, Verdict.NOT_RUN)
+    found = {row.verdict for row in rows}
+    return next((verdict for verdict in order if verdict in found), Verdict.PASS)

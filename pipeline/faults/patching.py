@@ -1,0 +1,88 @@
+"""How a fault patches the Paddle side: the network after it is built, a layer, an attribute.
+
+No framework is imported here; a patch reaches Paddle through the modules of the side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+Patch = Callable[[Any], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong port."""
+
+    name: str
+    step: str
+    where: str
+    """Shell pattern of the record key where the difference must start."""
+    title: str
+    patch: Patch
+
+
+def in_model(change: Callable[[Any, Any], None]) -> Patch:
+    """Return a patch that changes every network after it is built: ``change(model, side)``."""
+
+    @contextmanager
+    def patch(side: Any) -> Generator[None]:
+        build = side.models.build_model
+
+        def build_wrong(*args: Any, **options: Any) -> Any:
+            model = build(*args, **options)
+            change(model, side)
+            return model
+
+        with mock.patch.object(side.models, "build_model", build_wrong):
+            yield
+
+    return patch
+
+
+def replaced(place: Callable[[Any], Any], name: str, make: Callable[[Any, Any], Any]) -> Patch:
+    """Return a patch of one attribute: ``make(original, side)`` takes its place."""
+
+    def patch(side: Any) -> AbstractContextManager[Any]:
+        owner = place(side)
+        return mock.patch.object(owner, name, make(getattr(owner, name), side))
+
+    return patch
+
+
+def at(model: Any, path: str) -> Any:
+    """Return the sub-layer at a dotted path; digits index a Sequential."""
+    for part in path.split("."):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
+
+
+def forward_of(path: str, make: Callable[[Any, Any], Any]) -> Patch:
+    """Return a patch of one layer's forward: ``make(layer, side)`` returns the new function."""
+
+    def change(model: Any, side: Any) -> None:
+        layer = at(model, path)
+        layer.forward = make(layer, side)
+
+    return in_model(change)
+
+
+def functional(side: Any) -> Any:
+    """Return the side's framework functions (conv2d, interpolate, ...)."""
+    return side.layers.F
+
+
+def optimizer_options(**update: Any) -> Patch:
+    """Return a patch that builds the optimizer from changed options."""
+
+    def make(right: Any, side: Any) -> Any:
+        def build(model: Any, *, optimizer: Any, schedule: Any) -> Any:
+            return right(model, optimizer=optimizer.model_copy(update=update), schedule=schedule)
+
+        return build
+
+    return replaced(lambda side: side.optim, "build_optimizer", make)

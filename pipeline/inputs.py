@@ -1,0 +1,96 @@
+"""The steps' saved inputs: made once, before either side starts, and given to both.
+
+A step never works on its side's own earlier output, so a difference stays in the step it arose in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.config import Config
+from common.datasets import load_samples, read_sample
+from common.sampling import SampleKey, sample_rng
+from common.transforms import val_transform
+from fake_data import tensors
+from pipeline.records import Array, write_arrays
+
+ODD_SIZES_HW = ((72, 104), (33, 65))
+"""Sizes that are no multiple of 32: the reference fails on the first and changes the second."""
+REAL_FRAMES = 2
+
+
+def prepare_inputs(
+    folder: Path, config: Config, *, steps: Sequence[str], real_frames: bool
+) -> None:
+    """Write ``folder/<step>.npz`` for every step that works on saved tensors.
+
+    Args:
+        folder: where the files go.
+        config: sizes and seed (verify section), classes, data root for real frames.
+        steps: names of the steps that will run.
+        real_frames: add frames of the validation set to the forward step.
+    """
+    makers = {"forward": _forward, "backward": _batch, "loss": _loss, "metric": _metric}
+    for step in steps:
+        if step in makers:
+            arrays = makers[step](config)
+            if step == "forward" and real_frames:
+                arrays |= _frames(config)
+            write_arrays(folder / f"{step}.npz", arrays)
+
+
+def _batch(config: Config) -> dict[str, Array]:
+    verify = config.verify
+    H, W = verify.image_hw
+    image, label = tensors.fixed_batch(
+        verify.seed, n=verify.batch_size, h=H, w=W, classes=config.model.classes
+    )
+    return {"image": image, "label": _with_void(label, config)}
+
+
+def _forward(config: Config) -> dict[str, Array]:
+    arrays: dict[str, Array] = {"image": _batch(config)["image"]}
+    rng = np.random.default_rng([config.verify.seed, 1])
+    for H, W in ODD_SIZES_HW:
+        arrays[f"odd{H}x{W}"] = rng.standard_normal((1, 3, H, W))
+    return arrays
+
+
+def _frames(config: Config) -> dict[str, Array]:
+    transform = val_transform(config.data)
+    arrays: dict[str, Array] = {}
+    for index, sample in enumerate(load_samples(config.data, "val")[:REAL_FRAMES]):
+        image, label = read_sample(
+            sample, classes=config.model.classes, ignore_index=config.data.ignore_index
+        )
+        rng = sample_rng(config.verify.seed, key=SampleKey(0, index))
+        arrays[f"frame{index}"] = transform(image, label, rng)[0][None].astype(np.float64)
+    return arrays
+
+
+def _loss(config: Config) -> dict[str, Array]:
+    verify = config.verify
+    H, W = verify.image_hw
+    arrays: dict[str, Array] = {}
+    cases = tensors.loss_cases(
+        verify.seed, n=verify.batch_size, classes=config.model.classes, h=H, w=W
+    )
+    for name, (logits, label) in cases.items():
+        arrays |= {f"{name}/logits": logits, f"{name}/label": _with_void(label, config)}
+    return arrays
+
+
+def _metric(config: Config) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    cases = tensors.metric_cases(config.verify.seed, classes=config.model.classes)
+    for name, (prediction, label) in cases.items():
+        arrays |= {f"{name}/prediction": prediction, f"{name}/label": _with_void(label, config)}
+    return arrays
+
+
+def _with_void(label: Array, config: Config) -> Array:
+    """Write void as the configuration's own value."""
+    return np.where(label == tensors.VOID, config.data.ignore_index, label).astype(label.dtype)

@@ -1,0 +1,376 @@
+"""The probes: what each step records, written once and run on either side.
+
+A probe sees one side (the modules of for_torch or for_paddle, which share one interface) and a
+case (configuration, dtype, saved inputs), and yields named arrays. It never sees the other side.
+The training probe lives in training.py.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import iou, sampling
+from common.config import Config, DataConfig
+from common.datasets import Split, load_samples
+from common.weights import read_weights
+from fake_data import rules
+
+Array = NDArray[Any]
+Part = tuple[str, dict[str, Array]]
+"""(name of the part, its arrays); the part "" is the step's record, others are snapshots."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a probe works on."""
+
+    config: Config
+    dtype: str
+    inputs: Mapping[str, Array]
+    """The step's saved inputs; float64, cast by ``tensor`` to the run's dtype."""
+    weights: Path | None = None
+    """Weights file; None takes weights by rule from each parameter's name and shape."""
+    real_frames: bool = False
+    """True when the data root holds real frames instead of generated ones."""
+
+    def cast(self, array: Array) -> Array:
+        """Return a floating array in the run's dtype, any other unchanged."""
+        return array.astype(self.dtype) if array.dtype.kind == "f" else array
+
+    def tensor(self, side: Any, key: str) -> Any:
+        """Return a saved input as a tensor of the side."""
+        return side.backend.to_tensor(self.cast(self.inputs[key]))
+
+
+def build(side: Any, case: Case) -> Any:
+    """Build the side's network in the run's dtype and give it the case's weights."""
+    side.backend.set_default_dtype(case.dtype)
+    side.backend.seed_everything(case.config.verify.seed)
+    model = side.models.build_model(case.config.model.name, classes=case.config.model.classes)
+    if case.weights is None:
+        own = side.backend.state_arrays(model)
+        arrays = _rule_state(tuple((name, array.shape) for name, array in own.items()))
+    else:
+        arrays = read_weights(case.weights)
+    side.backend.load_arrays(model, arrays)
+    return model
+
+
+@lru_cache(maxsize=1)
+def _rule_state(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Array]:
+    """Return weights by rule; every build of the same network needs the same 13 million draws."""
+    return rules.rule_state(dict(shapes))
+
+
+def build_loss(side: Any, case: Case) -> Any:
+    """Build the recipe's loss."""
+    config = case.config
+    return side.losses.build_loss(
+        config.loss, classes=config.model.classes, ignore_index=config.data.ignore_index
+    )
+
+
+def _prefixed(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}
+
+
+def _heads(side: Any, outputs: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: side.backend.to_numpy(logits) for name, logits in outputs.items()}
+
+
+def probe_forward(side: Any, case: Case) -> Iterator[Part]:
+    """Record every layer's output and every head, in evaluation and training mode."""
+    model = build(side, case)
+    arrays: dict[str, Array] = {}
+    for mode in ("eval", "train"):
+        model.train() if mode == "train" else model.eval()
+        model.aux_in_eval = True
+        with side.backend.no_grad(), side.backend.capture_outputs(model) as layers:
+            outputs = model(case.tensor(side, "image"))
+        arrays |= _prefixed(f"{mode}/layer", layers)
+        arrays |= _prefixed(f"{mode}/head", _heads(side, outputs))
+        if mode == "eval":
+            arrays |= _any_size(side, case, model)
+    yield "", arrays
+
+
+def _any_size(side: Any, case: Case, model: Any) -> dict[str, Array]:
+    """Sizes that are no multiple of 32, and real frames: the heads only."""
+    arrays: dict[str, Array] = {}
+    with side.backend.no_grad():
+        for key in case.inputs:
+            if key.startswith(("odd", "frame")):
+                outputs = _heads(side, model(case.tensor(side, key)))
+                arrays |= _prefixed(f"{key}/head", outputs)
+                arrays[f"{key}/prediction"] = outputs["main"].argmax(1)
+    return arrays
+
+
+def probe_metric(side: Any, case: Case) -> Iterator[Part]:
+    """Record counts and every published average for fixed predictions and labels."""
+    classes, ignore = case.config.model.classes, case.config.data.ignore_index
+    arrays: dict[str, Array] = {}
+    names = sorted({key.split("/")[0] for key in case.inputs})
+    for name in names:
+        confusion = side.metrics.ConfusionMatrix(classes=classes, ignore_index=ignore)
+        label = side.backend.to_tensor(case.inputs[f"{name}/label"].astype(np.int64))
+        confusion.update(case.tensor(side, f"{name}/prediction"), label)
+        arrays |= _prefixed(name, _averages(confusion.matrix()))
+    if case.real_frames:
+        arrays |= _prefixed("frames", _averages(_frame_matrix(side, case)))
+    yield "", arrays
+
+
+def _averages(matrix: NDArray[np.int64]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {"matrix": matrix}
+    # NaN marks an absent class; as a record it would be a failure, so it is written as -1
+    arrays["iou"] = np.nan_to_num(iou.iou_per_class(matrix), nan=-1.0)
+    for absent in ("skip", "zero", "one", "plus_one"):
+        for count_void in (False, True):
+            value = iou.mean_iou(matrix, absent=absent, count_void=count_void)
+            arrays[f"miou_{absent}{'_void' if count_void else ''}"] = np.asarray(value)
+    arrays["accuracy"] = np.asarray(iou.pixel_accuracy(matrix))
+    return arrays
+
+
+def _frame_matrix(side: Any, case: Case) -> NDArray[np.int64]:
+    """Count the network's predictions on the first real validation frames."""
+    config = case.config
+    model = build(side, case)
+    loader = side.data.val_loader(config.data, classes=config.model.classes, workers=0)
+    batches = cast_batches(side, case, islice(loader, config.verify.batch_size))
+    return side.evaluate.evaluate(
+        model, batches, classes=config.model.classes, ignore_index=config.data.ignore_index
+    ).matrix()
+
+
+def cast_batches(side: Any, case: Case, loader: Any) -> Iterator[dict[str, Any]]:
+    """Yield a loader's batches with the images in the run's dtype."""
+    for batch in loader:
+        image = case.cast(side.backend.to_numpy(batch["image"]))
+        yield {**batch, "image": side.backend.to_tensor(image)}
+
+
+def probe_loss(side: Any, case: Case) -> Iterator[Part]:
+    """Record every term and the gradient at the logits, for labels of several characters."""
+    model = side.models.build_model(case.config.model.name, classes=case.config.model.classes)
+    loss = build_loss(side, case)
+    arrays: dict[str, Array] = {}
+    for name in sorted({key.split("/")[0] for key in case.inputs}):
+        label = side.backend.to_tensor(case.inputs[f"{name}/label"])
+        outputs: dict[str, Any] = {}
+        for position, head in enumerate(model.heads):
+            # each head gets logits of its own: a loss that mixes heads up must show
+            logits = np.roll(case.inputs[f"{name}/logits"], position, axis=1) / (position + 1)
+            outputs[head] = side.backend.leaf_tensor(case.cast(np.ascontiguousarray(logits)))
+        terms = loss(outputs, label)
+        terms["total"].backward()
+        arrays[f"{name}/label"] = case.inputs[f"{name}/label"]
+        for term, value in terms.items():
+            arrays[f"{name}/loss/{term}"] = side.backend.to_numpy(value)
+        for head, logits in outputs.items():
+            arrays[f"{name}/grad/{head}"] = side.backend.to_numpy(logits.grad)
+    yield "", arrays
+
+
+def probe_backward(side: Any, case: Case) -> Iterator[Part]:
+    """Record the gradients of layers and parameters, and the BatchNorm buffers after."""
+    model = build(side, case)
+    model.train()
+    loss = build_loss(side, case)
+    with side.backend.capture_gradients(model) as layers:
+        terms = loss(model(case.tensor(side, "image")), case.tensor(side, "label"))
+        terms["total"].backward()
+    arrays: dict[str, Array] = {"label": case.inputs["label"]}
+    arrays |= _prefixed("loss", {name: side.backend.to_numpy(v) for name, v in terms.items()})
+    arrays |= _prefixed("layer", layers)
+    arrays |= _prefixed("grad", side.backend.gradients(model))
+    state = side.backend.state_arrays(model)
+    arrays |= _prefixed("buffer", {k: v for k, v in state.items() if "running_" in k})
+    yield "", arrays
+
+
+def probe_lr_schedule(side: Any, case: Case) -> Iterator[Part]:
+    """Record the groups, and the rate of each at every iteration of the whole schedule."""
+    config = case.config
+    model = side.models.build_model(config.model.name, classes=config.model.classes)
+    optimizer, scheduler = side.optim.build_optimizer(
+        model, optimizer=config.optimizer, schedule=config.schedule
+    )
+    series: dict[str, list[float]] = {name: [] for name in side.optim.learning_rates(optimizer)}
+    for _ in range(config.schedule.max_iters):
+        for name, rate in side.optim.learning_rates(optimizer).items():
+            series[name].append(rate)
+        optimizer.step()
+        scheduler.step()
+    arrays: dict[str, Array] = {f"lr/{name}": np.array(rates) for name, rates in series.items()}
+    members = side.optim.parameter_groups(optimizer, model)
+    options = side.optim.group_options(optimizer)
+    for group, values in options.items():
+        for option, value in values.items():
+            arrays[f"options/{group}/{option}"] = np.asarray(float(value))
+    for name in side.backend.trainable_parameters(model):
+        arrays[f"group/{name}"] = np.asarray(members.get(name, "(no group)"))
+    yield "", arrays
+
+
+OPTIMIZER_STEPS = 5
+
+
+def probe_optimizer(side: Any, case: Case) -> Iterator[Part]:
+    """Record parameters and momentum after 1 and 5 steps from gradients given by rule."""
+    config = case.config
+    model = build(side, case)
+    before = side.backend.state_arrays(model)
+    optimizer, scheduler = side.optim.build_optimizer(
+        model, optimizer=config.optimizer, schedule=short_schedule(config, OPTIMIZER_STEPS + 1)
+    )
+    if case.dtype == "float64":
+        side.optim.adopt_kernel_constants(optimizer)
+    arrays: dict[str, Array] = {}
+    parameters = side.backend.trainable_parameters(model)
+    drawn = {name: _gradient(name, before[name]) for name in parameters}
+    for step in range(1, OPTIMIZER_STEPS + 1):
+        for name, parameter in parameters.items():
+            # another gradient at every step, without drawing millions of numbers again
+            gradient = np.roll(drawn[name], 7 * step, axis=0) / step
+            parameter.grad = side.backend.to_tensor(case.cast(gradient))
+        optimizer.step()
+        scheduler.step()
+        if step in (1, OPTIMIZER_STEPS):
+            after = side.backend.state_arrays(model)
+            for name in parameters:
+                arrays[f"step{step}/param/{name}"] = after[name]
+                arrays[f"moved/step{step}/{name}"] = np.abs(after[name] - before[name]).max()
+            momentum = side.optim.momentum_buffers(optimizer, model)
+            arrays |= _prefixed(f"step{step}/momentum", momentum)
+    yield "", {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _gradient(name: str, like: Array) -> Array:
+    """Return a gradient by rule, as large as the parameter is."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    scale = float(np.abs(like).mean()) or 1.0
+    return rng.uniform(-scale, scale, like.shape)
+
+
+def short_schedule(config: Config, iterations: int, *, warmup: int = 2) -> Any:
+    """Return the recipe's schedule squeezed into a few iterations, warm-up and decay included."""
+    return config.schedule.model_copy(update={"max_iters": iterations, "warmup_iters": warmup})
+
+
+TRACED_SAMPLES = 3
+TRACED_EPOCHS = 2
+LOADERS = ((1, 0, 0), (1, 0, 1), (1, 0, 3), (2, 0, 1), (2, 1, 1))
+"""(world size, rank, workers) of the loaders whose batches are recorded."""
+LOADED_ITERATIONS = 6
+
+
+def small_data(config: Config) -> DataConfig:
+    """Return the recipe's data section with the verification's crop and batch."""
+    verify = config.verify
+    return config.data.model_copy(
+        update={"crop_hw": verify.train_crop_hw, "batch_size": verify.train_batch_size}
+    )
+
+
+def probe_data(side: Any, case: Case) -> Iterator[Part]:
+    """Record samples after every transform, and the loader's batches in their order."""
+    data = small_data(case.config)
+    # a crop larger than the picture takes the padding branch, which the small crop never does
+    padded = data.model_copy(update={"crop_hw": (512, 320)})
+    arrays = _traces(side, case, padded, split="train", prefix="train_padded")
+    for split in ("train", "val"):
+        arrays |= _traces(side, case, data, split=split, prefix=split)
+    arrays |= _train_batches(side, case, data)
+    arrays |= _val_batches(side, case, data)
+    yield "", arrays
+
+
+def _traces(
+    side: Any, case: Case, data: DataConfig, *, split: Split, prefix: str
+) -> dict[str, Array]:
+    """Record the first samples as read, after each transform, and as the dataset returns them."""
+    make = side.data.train_transform if split == "train" else side.data.val_transform
+    transform = make(data)
+    classes, ignore, seed = case.config.model.classes, data.ignore_index, case.config.verify.seed
+    dataset = side.data.SegmentationDataset(
+        load_samples(data, split)[:TRACED_SAMPLES],
+        classes=classes,
+        ignore_index=ignore,
+        transform=transform,
+        seed=seed,
+    )
+    arrays: dict[str, Array] = {}
+    for epoch in range(TRACED_EPOCHS if split == "train" else 1):
+        for index, sample in enumerate(dataset.samples):
+            where = f"{prefix}/epoch{epoch}/sample{index}"
+            key = sampling.SampleKey(epoch, index)
+            image, label = side.data.read_sample(sample, classes=classes, ignore_index=ignore)
+            rng = side.data.sample_rng(seed, key=key)
+            stages = [("read", image, label), *transform.trace(image, label, rng)]
+            item = dataset[key]
+            stages.append(("dataset", item["image"], item["label"]))
+            for position, (stage, image, label) in enumerate(stages):
+                arrays[f"{where}/{position}_{stage}/image"] = image
+                arrays[f"{where}/{position}_{stage}/label"] = label
+    return arrays
+
+
+def _train_batches(side: Any, case: Case, data: DataConfig) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for world_size, rank, workers in LOADERS:
+        batch_size = data.batch_size // world_size
+        loader = side.data.train_loader(
+            data.model_copy(update={"batch_size": batch_size}),
+            classes=case.config.model.classes,
+            seed=case.config.verify.seed,
+            iterations=LOADED_ITERATIONS,
+            world_size=world_size,
+            rank=rank,
+            workers=workers,
+        )
+        where = f"train_loader/world{world_size}/rank{rank}/workers{workers}"
+        arrays |= _prefixed(where, _checksums(side, loader))
+    return arrays
+
+
+def _val_batches(side: Any, case: Case, data: DataConfig) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for world_size, rank, workers in LOADERS[1:]:
+        loader = side.data.val_loader(
+            data,
+            classes=case.config.model.classes,
+            world_size=world_size,
+            rank=rank,
+            workers=workers,
+        )
+        where = f"val_loader/world{world_size}/rank{rank}/workers{workers}"
+        arrays |= _prefixed(where, _checksums(side, loader))
+    return arrays
+
+
+def _checksums(side: Any, loader: Any) -> dict[str, Array]:
+    """Return names, pixel checksums and shapes of a loader's batches, one row per batch."""
+    names: list[list[str]] = []
+    pixels: list[list[int]] = []
+    for batch in loader:
+        arrays = [side.backend.to_numpy(batch[key]) for key in ("image", "label")]
+        names.append(list(batch["name"]))
+        pixels.append(
+            [zlib.crc32(np.ascontiguousarray(a).tobytes()) for a in arrays]
+            + [size for a in arrays for size in a.shape]
+        )
+    return {"names": np.array(names), "checksums": np.array(pixels, dtype=np.int64)}
+
+
+Probe = Callable[[Any, Case], Iterator[Part]]

@@ -1,0 +1,174 @@
+"""The recorder: one process, one framework, a list of runs. Started by the runner, not by hand.
+
+    python -m pipeline.record PLAN.json
+
+Each run is one step in one dtype, with at most one deliberate fault. Progress goes to standard
+output as one JSON object a line; what a run computed goes to files that appear when complete.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import BaseModel
+
+from common.config import load_config
+from common.errors import InputError
+from common.files import file_digest, write_text
+from pipeline import probes
+from pipeline.probes import Case, Probe
+from pipeline.records import read_arrays, record_name, write_record
+from pipeline.steps import SIDES, Side
+from pipeline.training import probe_training
+
+MODULES = ("backend", "layers", "models", "losses", "metrics", "optim", "data", "train", "evaluate")
+
+
+PROBES: Mapping[str, Probe] = {
+    "data": probes.probe_data,
+    "forward": probes.probe_forward,
+    "metric": probes.probe_metric,
+    "loss": probes.probe_loss,
+    "backward": probes.probe_backward,
+    "lr_schedule": probes.probe_lr_schedule,
+    "optimizer": probes.probe_optimizer,
+    "training": probe_training,
+}
+
+
+class Run(BaseModel):
+    """One step in one dtype."""
+
+    step: str
+    dtype: str
+    fault: str | None = None
+    folder: Path
+    """Where its record goes."""
+
+
+class Plan(BaseModel):
+    """What one recorder does."""
+
+    side: Side
+    config: Path
+    """Resolved configuration."""
+    inputs: Path
+    """Folder of the steps' saved inputs."""
+    runs: list[Run]
+    weights: Path | None = None
+    real_frames: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+
+def load_side(name: Side) -> SimpleNamespace:
+    """Import one side; its modules become attributes (side.models, side.losses, ...)."""
+    package = f"for_{name}"
+    modules = {module: importlib.import_module(f"{package}.{module}") for module in MODULES}
+    return SimpleNamespace(name=name, **modules)
+
+
+def frameworks_loaded() -> list[str]:
+    """Return which of the two frameworks this process has imported."""
+    return [name for name in SIDES if name in sys.modules]
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Tell the runner something, as one line of JSON on standard output."""
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+class Recorder:
+    """Executes a plan's runs one after the other."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.config = load_config(plan.config)
+        self.side = load_side(plan.side)
+        self.side.backend.set_device(plan.device)
+        self.side.backend.set_threads(plan.threads)
+        loaded = frameworks_loaded()
+        if loaded != [plan.side]:
+            raise RuntimeError(f"the {plan.side} recorder has loaded {loaded}; expected one")
+
+    def execute(self, run: Run) -> bool:
+        """Record one run; a failure is written down, and reported by returning False."""
+        name = record_name(run.step, run.dtype, self.plan.side)
+        started = time.perf_counter()
+        emit("start", step=run.step, dtype=run.dtype, fault=run.fault)
+        try:
+            with self._fault(run.fault):
+                self._record(run)
+        except Exception as error:
+            text = traceback.format_exc()
+            sys.stderr.write(f"{run.step} {run.dtype} {run.fault or ''}\n{text}\n")
+            message = str(error) if isinstance(error, InputError) else repr(error)
+            write_text(run.folder / f"{name}.error.txt", f"{message}\n\n{text}")
+            emit("failed", step=run.step, dtype=run.dtype, fault=run.fault, message=message)
+            return False
+        seconds = round(time.perf_counter() - started, 2)
+        emit("done", step=run.step, dtype=run.dtype, fault=run.fault, seconds=seconds)
+        return True
+
+    def _fault(self, name: str | None) -> AbstractContextManager[Any]:
+        if name is None:
+            return nullcontext()
+        # only the audit asks for faults; a verification never loads them
+        from pipeline.faults import inject
+
+        return inject(name, self.side)
+
+    def _record(self, run: Run) -> None:
+        saved = self.plan.inputs / f"{run.step}.npz"
+        case = Case(
+            config=self.config,
+            dtype=run.dtype,
+            inputs=read_arrays(saved) if saved.is_file() else {},
+            weights=self.plan.weights,
+            real_frames=self.plan.real_frames,
+        )
+        meta = self._meta(run, saved)
+        for part, arrays in PROBES[run.step](self.side, case):
+            name = record_name(run.step, run.dtype, self.plan.side, part)
+            write_record(run.folder, name, arrays, {**meta, "part": part})
+
+    def _meta(self, run: Run, saved: Path) -> Mapping[str, Any]:
+        return {
+            "side": self.plan.side,
+            "step": run.step,
+            "dtype": run.dtype,
+            "fault": run.fault,
+            "frameworks": frameworks_loaded(),
+            "versions": self.side.backend.versions(),
+            "device": self.plan.device,
+            "threads": self.plan.threads,
+            "seed": self.config.verify.seed,
+            "config": self.config.digest(),
+            "inputs": file_digest(saved) if saved.is_file() else None,
+            "weights": file_digest(self.plan.weights) if self.plan.weights else "by rule",
+        }
+
+
+def main() -> int:
+    """Execute the plan named on the command line; 0 when every run was recorded, else 3."""
+    plan = Plan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    recorder = Recorder(plan)
+    recorded = [recorder.execute(run) for run in plan.runs]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    emit("end", peak_mib=round(peak), frameworks=frameworks_loaded())
+    return 0 if all(recorded) else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

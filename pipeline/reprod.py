@@ -1,0 +1,120 @@
+"""The acceptance artefacts of the Paddle world: .npy pairs and *_diff.log made by reprod_log.
+
+    python -m pipeline.reprod FOLDER
+
+For every ``<name>_torch.npy`` / ``<name>_paddle.npy`` in FOLDER, reprod_log itself loads both,
+compares them and writes ``<name>_diff.log``. It runs in a process of its own because importing it
+imports Paddle. The verdict of a verification never comes from it: reprod_log passes NaN, empty
+logs and transposed shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.files import atomic_path
+from pipeline.records import Array
+from pipeline.steps import SIDES
+
+THRESHOLD = 1e-6
+"""reprod_log's default, on the mean absolute difference of each key."""
+
+_WANTED: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "data": ("data", (), ("train/epoch0/sample0/", "val/epoch0/sample0/")),
+    "forward": ("forward", ("eval/head/", "train/head/"), ("eval/head/", "train/head/")),
+    "metric": ("metric", ("",), ()),
+    "loss": ("loss", ("mostly", "heavy", "all_void"), ("mostly", "heavy", "all_void")),
+    "backward": ("backward", ("loss/", "grad/conv_out", "grad/cp.resnet.conv1"), ("loss/",)),
+    "lr_schedule": ("lr", ("lr/",), ()),
+    "optimizer": ("optimizer", ("step5/param/conv_out", "step5/momentum/conv_out"), ()),
+    "training": ("train_align", ("loss/", "lr/", "val/"), ()),
+}
+"""Step -> (file name, prefixes of the float64 keys, prefixes of the float32 keys).
+
+reprod_log knows one absolute threshold, which float32 gradients and trained weights exceed by
+rounding alone; those go in as float64, and as float32 into our own logs with their rounding floor.
+"""
+LARGEST = 300_000
+"""Elements; larger tensors are compared in our own logs only, to keep the files small."""
+
+
+def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the floating arrays of a record that go into the step's .npy pair."""
+    _, wide, narrow = _WANTED[step]
+    prefixes = wide if dtype == "float64" else narrow
+    return {
+        f"{key}/{dtype}": array
+        for key, array in arrays.items()
+        if key.startswith(prefixes) and array.dtype.kind in "fi" and array.size <= LARGEST
+    }
+
+
+def write_artefacts(
+    folder: Path, artefacts: Mapping[str, Mapping[str, Mapping[str, Array]]]
+) -> dict[str, bool]:
+    """Write the .npy pairs into ``folder`` and let reprod_log compare them.
+
+    Args:
+        folder: logs/<config>/log_reprod.
+        artefacts: step -> side -> key -> array.
+
+    Returns:
+        Name of each pair -> reprod_log's own verdict.
+    """
+    for step, sides in artefacts.items():
+        name = _WANTED[step][0]
+        for side in SIDES:
+            # reprod_log's file format: a pickled dict, written by numpy alone
+            pair = np.array(dict(sides.get(side, {})), dtype=object)
+            with (
+                atomic_path(folder / f"{name}_{side}.npy") as temporary,
+                temporary.open("wb") as stream,
+            ):
+                np.save(stream, pair)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.reprod", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"reprod_log failed on {folder}:\n{done.stderr[-2000:]}")
+    verdicts: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
+    return verdicts
+
+
+def _compare(folder: Path) -> dict[str, bool]:
+    from reprod_log import ReprodDiffHelper
+
+    verdicts: dict[str, bool] = {}
+    for reference in sorted(folder.glob("*_torch.npy")):
+        name = reference.name.removesuffix("_torch.npy")
+        helper: Any = ReprodDiffHelper()
+        pair = [helper.load_info(str(folder / f"{name}_{side}.npy")) for side in SIDES]
+        helper.compare_info(*pair)
+        with atomic_path(folder / f"{name}_diff.log") as temporary:
+            helper.report(diff_threshold=THRESHOLD, path=str(temporary))
+            text = temporary.read_text(encoding="utf-8")
+        # its logger keeps every file it was ever given and repeats later lines in all of them
+        logging.getLogger("root").handlers.clear()
+        verdicts[name] = "diff check passed" in text and "diff check failed" not in text
+    return verdicts
+
+
+def main() -> int:
+    """Compare every pair in the folder named on the command line."""
+    verdicts = _compare(Path(sys.argv[1]))
+    sys.stdout.write(json.dumps(verdicts) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

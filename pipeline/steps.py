@@ -1,0 +1,139 @@
+"""The steps of the verification, as one table: what is recorded, from what, judged by which bound.
+
+Every bound looser than ROUNDING carries the measurement that asks for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.compare import Allowance, Bound
+
+Dtype = Literal["float64", "float32"]
+Side = Literal["torch", "paddle"]
+SIDES: tuple[Side, Side] = ("torch", "paddle")
+
+ROUNDING = Bound(
+    "*",
+    1e-12,
+    "float64 keeps 16 digits; 4 are left for the different order of the sums in the two "
+    "frameworks' convolutions and reductions",
+)
+POOLED = (
+    "BatchNorm after a global pooling divides by the spread of N values per channel, which "
+    "amplifies rounding; measured up to {} over seeds 0 to 3 ({}), and a factor ten for "
+    "processors that sum in another order"
+)
+IDENTICAL = Bound("*", 0.0, "no arithmetic differs between the sides: equality")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the table."""
+
+    name: str
+    title: str
+    """What is recorded on each side, in a few words."""
+    dtypes: tuple[Dtype, ...]
+    """In the order in which they run; float64 decides, so it comes first."""
+    bounds: tuple[Bound, ...]
+    constants: tuple[Allowance, ...] = ()
+    """Keys whose reference may be constant without being vacuous."""
+    nonzero: tuple[Allowance, ...] = ()
+    """Keys that must not be all zero on either side: what should have moved has moved."""
+    labels: tuple[str, ...] = ()
+    """Keys of label maps: more than one class must occur in them."""
+    official: float | None = None
+    """Threshold of the reproduction guide on the mean absolute difference (float32), reported."""
+
+
+BOTH: tuple[Dtype, ...] = ("float64", "float32")
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        "data",
+        "samples after every transform; batches of the loader by workers and ranks",
+        ("float32",),
+        (IDENTICAL,),
+        constants=(
+            Allowance("*/label", "a crop can show a single class"),
+            Allowance("*/image", "a crop can lie in the padding"),
+        ),
+        official=1e-6,
+    ),
+    Step(
+        "forward",
+        "every layer's output and every head's logits, eval and train mode",
+        BOTH,
+        (Bound("train/*", 5e-12, POOLED.format("3.3e-13", "train/layer/ffm.bn")), ROUNDING),
+        official=1e-5,
+    ),
+    Step(
+        "metric",
+        "confusion matrix, IoU by every convention, accuracy",
+        ("float64",),
+        (IDENTICAL,),
+        constants=(Allowance("*/iou", "classes may agree in IoU when few pixels are counted"),),
+        official=1e-6,
+    ),
+    Step(
+        "loss",
+        "every loss term and the gradient at the logits",
+        BOTH,
+        (ROUNDING,),
+        constants=(Allowance("all_void/*", "without a valid pixel the gradient is exactly zero"),),
+        labels=("*/label",),
+        official=1e-6,
+    ),
+    Step(
+        "backward",
+        "gradient of every parameter and layer in train mode; BatchNorm buffers after",
+        BOTH,
+        (
+            Bound("grad/*", 1e-11, POOLED.format("8.6e-13", "grad/ffm.conv.weight")),
+            Bound("layer/*", 1e-11, POOLED.format("4.8e-13", "layer/ffm.conv")),
+            ROUNDING,
+        ),
+        labels=("label",),
+        nonzero=(Allowance("grad/*", "a parameter without gradient is cut off from the loss"),),
+        official=1e-6,
+    ),
+    Step(
+        "lr_schedule",
+        "rate of every group at every iteration; group, decay and momentum of every parameter",
+        ("float64",),
+        (
+            Bound(
+                "*", 1e-14, "one pow() of two math libraries: at most a few units in the last place"
+            ),
+        ),
+        constants=(Allowance("options/*", "settings, not series"),),
+        official=1e-6,
+    ),
+    Step(
+        "optimizer",
+        "every parameter and momentum buffer after 1 and 5 steps from given gradients",
+        BOTH,
+        (ROUNDING,),
+        nonzero=(Allowance("moved/*", "a parameter that did not move was not optimised"),),
+        official=1e-6,
+    ),
+    Step(
+        "training",
+        "end to end: loss, rates, all weights, momentum and buffers; mIoU on val after",
+        BOTH,
+        (ROUNDING,),
+        nonzero=(Allowance("moved/*", "a parameter that did not move was not trained"),),
+        official=1.5e-3,
+    ),
+)
+STEP_NAMES = tuple(step.name for step in STEPS)
+
+
+def step_named(name: str) -> Step:
+    """Return the step of that name; LookupError lists the names."""
+    for step in STEPS:
+        if step.name == name:
+            return step
+    raise LookupError(f"no step {name!r}; steps: {', '.join(STEP_NAMES)}")

@@ -1,0 +1,139 @@
+"""The training probe: the recipe end to end, shrunk, with everything recorded on the way."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from common import iou
+from pipeline.probes import (
+    Array,
+    Case,
+    Part,
+    build,
+    build_loss,
+    cast_batches,
+    short_schedule,
+    small_data,
+)
+
+
+def snapshot_part(done: int) -> str:
+    """Return the part name of the snapshot after so many iterations."""
+    return f"iteration{done:04d}"
+
+
+FLOOR_PART = "floor"
+"""The float64 state at the iteration where the float32 training stops: its rounding floor."""
+
+
+def probe_training(side: Any, case: Case) -> Iterator[Part]:
+    """Train, and record loss, rates and sample order of every iteration, then the end state.
+
+    In float64 also yields a snapshot of all weights, momentum buffers and BatchNorm buffers at
+    every ``verify.check_every``-th iteration, and the state that float32 is judged by. In float32
+    stops after ``verify.train_iters_float32`` iterations of the same schedule.
+    """
+    run = _Run(side, case)
+    verify = case.config.verify
+    wide = case.dtype == "float64"
+    last = verify.train_iters if wide else verify.train_iters_float32
+    for done, batch in enumerate(islice(run.batches(), last), start=1):
+        run.step(batch)
+        if wide and done % verify.check_every == 0 and done < last:
+            yield snapshot_part(done), run.state()
+        if wide and done == verify.train_iters_float32:
+            yield FLOOR_PART, run.end()
+    yield "", run.end() | (run.validation() if wide else {})
+
+
+class _Run:
+    """One training run with its recording."""
+
+    def __init__(self, side: Any, case: Case) -> None:
+        config, verify = case.config, case.config.verify
+        self.side, self.case = side, case
+        self.model = build(side, case)
+        self.model.train()
+        self.loss = build_loss(side, case)
+        self.optimizer, self.scheduler = side.optim.build_optimizer(
+            self.model,
+            optimizer=config.optimizer.model_copy(update={"base_lr": verify.train_base_lr}),
+            schedule=short_schedule(config, verify.train_iters, warmup=verify.train_warmup_iters),
+        )
+        if case.dtype == "float64":
+            side.optim.adopt_kernel_constants(self.optimizer)
+        self.start: Mapping[str, Array] = side.backend.state_arrays(self.model)
+        self.history: dict[str, list[Any]] = {}
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Yield the loader's batches, augmented as in the recipe, in the run's dtype."""
+        config = self.case.config
+        loader = self.side.data.train_loader(
+            small_data(config),
+            classes=config.model.classes,
+            seed=config.verify.seed,
+            iterations=config.verify.train_iters,
+            workers=0,
+        )
+        return cast_batches(self.side, self.case, loader)
+
+    def step(self, batch: Mapping[str, Any]) -> None:
+        """Do one iteration and append its numbers to the history."""
+        for group, rate in self.side.optim.learning_rates(self.optimizer).items():
+            self._append(f"lr/{group}", rate)
+        for position, name in enumerate(batch["name"]):
+            self._append(f"order/{position}", zlib.crc32(name.encode()))
+        terms = self.side.train.train_step(
+            self.model,
+            self.loss,
+            self.optimizer,
+            self.scheduler,
+            image=batch["image"],
+            label=batch["label"],
+        )
+        for name, value in terms.items():
+            self._append(f"loss/{name}", self.side.backend.to_numpy(value))
+
+    def _append(self, key: str, value: Any) -> None:
+        self.history.setdefault(key, []).append(value)
+
+    def series(self) -> dict[str, Array]:
+        """Return the history: one entry per iteration."""
+        return {key: np.array(values) for key, values in self.history.items()}
+
+    def state(self) -> dict[str, Array]:
+        """Return all weights, BatchNorm buffers and momentum buffers."""
+        state = self.side.backend.state_arrays(self.model)
+        momentum = self.side.optim.momentum_buffers(self.optimizer, self.model)
+        arrays = {f"state/{name}": array for name, array in state.items()}
+        return arrays | {f"momentum/{name}": array for name, array in momentum.items()}
+
+    def end(self) -> dict[str, Array]:
+        """Return the history so far, the state, and how far it has moved."""
+        return self.series() | self.state() | self.moved()
+
+    def moved(self) -> dict[str, Array]:
+        """Return how far each parameter and buffer has moved since the start."""
+        now = self.side.backend.state_arrays(self.model)
+        return {
+            f"moved/{name}": np.asarray(np.abs(array - self.start[name]).max())
+            for name, array in now.items()
+        }
+
+    def validation(self) -> dict[str, Array]:
+        """Return the confusion matrix and mIoU on validation samples after the training."""
+        config = self.case.config
+        loader = self.side.data.val_loader(config.data, classes=config.model.classes, workers=0)
+        matrix = self.side.evaluate.evaluate(
+            self.model,
+            cast_batches(self.side, self.case, islice(loader, config.verify.batch_size)),
+            classes=config.model.classes,
+            ignore_index=config.data.ignore_index,
+        ).matrix()
+        miou = iou.mean_iou(matrix, absent="skip", count_void=False)
+        return {"val/matrix": matrix, "val/miou": np.asarray(miou)}
