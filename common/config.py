@@ -28,7 +28,9 @@ RGB = tuple[float, float, float]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(_Section):
@@ -38,12 +40,18 @@ class ModelConfig(_Section):
     """A key of MODELS, the same on both sides."""
     classes: PositiveInt
     """Number of classes; labels are 0..classes-1 and data.ignore_index."""
+    backbone_weights: Path | None = None
+    """Pretrained backbone (.safetensors or .pdparams) that a training starts from; a .pth goes
+    through `bisenet convert --backbone-only` first. None: the model's own initialisation."""
+
+
+Augmentation = Literal["opencv", "pillow"]
 
 
 class DataConfig(_Section):
     """Dataset, its preparation and the augmentation of training samples."""
 
-    dataset: Literal["cityscapes", "camvid", "list"]
+    dataset: Literal["cityscapes", "camvid", "coco_stuff", "ade20k", "list"]
     root: Path
     """Folder that the paths in the lists start from."""
     train_list: Path | None = None
@@ -58,6 +66,12 @@ class DataConfig(_Section):
     """Training crop (H, W) in pixels."""
     scale_range: Range = (1.0, 1.0)
     """Random scale, uniform over [min, max], before the crop."""
+    scale_choices: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
+    """Random scale, one of these with equal chances, in place of scale_range."""
+    augmentation: Augmentation = "opencv"
+    """opencv: scale, pad, crop, flip, jitter, with OpenCV's arithmetic (CoinCheung since 2020's
+    BiSeNetV2); pillow: jitter, flip, scale, crop, with Pillow's arithmetic, where a scaled picture
+    smaller than the crop is enlarged back instead of padded (CoinCheung 2019 and 2020, STDC)."""
     flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     brightness: Range | None = None
     """Factor range of the colour jitter; None switches this jitter off."""
@@ -74,6 +88,15 @@ class DataConfig(_Section):
             value: Range | None = getattr(self, key)
             if value is not None and value[0] > value[1]:
                 raise ValueError(f"{key} has min {value[0]} > max {value[1]}; expected min <= max")
+        return self
+
+    @model_validator(mode="after")
+    def _scale_is_given_once(self) -> DataConfig:
+        if self.scale_choices is not None and self.scale_range != (1.0, 1.0):
+            raise ValueError(
+                f"scale_range {self.scale_range} and scale_choices {self.scale_choices} are both "
+                f"given; expected one of them, the other left out"
+            )
         return self
 
 
@@ -93,7 +116,12 @@ class LossConfig(_Section):
     min_kept: PositiveInt = 10000
     """Pixels kept at least, for the min_kept rule only."""
     head_weights: dict[str, NonNegativeFloat] = {}
-    """Weight of each auxiliary head's loss; a head not named has weight 1."""
+    """Weight of each auxiliary head's loss; a head not named has weight 1. A boundary head's
+    weight counts for both of its terms; 0 switches the head off."""
+    detail_ignore_void: bool = False
+    """Boundary heads (STDC) only: True takes away edges next to void, and void pixels."""
+    detail_ignore_frame: bool = False
+    """Boundary heads only: True takes away the edges that the image's own frame makes."""
 
 
 class OptimizerConfig(_Section):
@@ -179,12 +207,35 @@ class VerifyConfig(_Section):
         return self
 
 
+Protocol = Literal[
+    "ss", "flip", "ssc", "msf", "mscf", "ss@0.5", "ss@0.75", "per image", "ss@720x960"
+]
+
+
+class Published(_Section):
+    """One published figure of a recipe, to hold a training's result against."""
+
+    miou: Annotated[float, Field(gt=0, le=100)]
+    """Mean intersection over union, percent."""
+    protocol: Protocol
+    """ss: whole picture, one scale; flip: with its mirror image; ssc: the same in crops; msf:
+    several scales with mirror images; mscf: the same in crops; ss@0.5, ss@0.75: whole picture at
+    that scale; ss@720x960: CamVid's pictures at that size; per image: mean over the pictures of
+    each picture's own mIoU, not comparable with the others."""
+    note: str = ""
+    """Where it stands, and what must be known to compare with it."""
+
+
 class Config(_Section):
     """One experiment: everything a run depends on besides the data and the start weights."""
 
     description: str = ""
     source: str = ""
     """Where the recipe was published."""
+    published: tuple[Published, ...] = ()
+    """What the recipe reached where it was published; nothing of a run depends on it."""
+    gpus: PositiveInt = 1
+    """Processes the recipe was published with; data.batch_size counts the images of each."""
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()
@@ -223,12 +274,14 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
         ConfigError: naming file, dotted key, value, what was expected and the nearest valid key.
     """
     merged = _read_with_bases(path, chain=())
+    origin = str(path)
     for text in overrides:
         merged = _apply_override(merged, text)
+        origin += f" --set {text}"
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        raise ConfigError(_explain(origin, error)) from None
 
 
 def _read_with_bases(path: Path, *, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -248,9 +301,12 @@ def _read_with_bases(path: Path, *, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
     own: dict[str, Any] = {str(key): value for key, value in content.items()}
     bases: Any = own.pop("_base_", [])
+    names: list[Any] = bases if isinstance(bases, list) else [bases]
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = _merge(merged, _read_with_bases(path.parent / str(base), chain=(*chain, resolved)))
+    for base in names:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: _base_ is {bases!r}; expected a path or a list of paths")
+        merged = _merge(merged, _read_with_bases(path.parent / base, chain=(*chain, resolved)))
     return _merge(merged, own)
 
 
@@ -285,8 +341,8 @@ def _nearest_file(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    lines = [f"{path}: {error.error_count()} error(s) in the configuration"]
+def _explain(origin: str, error: ValidationError) -> str:
+    lines = [f"{origin}: {error.error_count()} error(s) in the configuration"]
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
         if item["type"] == "extra_forbidden":

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.classes import LAST_RAW_ID, VOID, LabelEncoding, label_table
+from common.classes import COCO_STUFF_GAPS, LAST_RAW_ID, VOID, LabelEncoding, label_table
 from common.config import DataConfig
 from common.errors import DataError
 from common.images import read_image, read_label
@@ -27,6 +27,8 @@ _LABEL_SUFFIXES: dict[str, LabelEncoding] = {
     "_labelids.png": "label_ids",
     "_labeltrainids.png": "train_ids",
 }
+_ENCODINGS: dict[str, LabelEncoding] = {"coco_stuff": "coco_stuff_ids", "ade20k": "ade20k_ids"}
+"""Data sets whose label files hold ids of their own, always the same ones."""
 _LAST_TRAIN_ID = 18
 _PROBED_FILES = 16
 _SHOWN_FILES = 3
@@ -64,7 +66,7 @@ def load_samples(data: DataConfig, split: Split) -> list[Sample]:
     if listed is None and data.dataset == "list":
         raise DataError(f"data.{split}_list is not set; a data set of kind 'list' needs it")
     pairs = _read_list(_list_path(data.root, listed or Path(f"{split}.txt"), split), data.root)
-    encodings: list[LabelEncoding] = ["train_ids"] * len(pairs)
+    encodings: list[LabelEncoding] = [_ENCODINGS.get(data.dataset, "train_ids")] * len(pairs)
     if data.dataset == "cityscapes":
         encodings = detect_encodings([label for _, label in pairs])
     return [
@@ -233,6 +235,11 @@ def _wrong_values_text(
     text = f"{sample.label}: {count} pixels have label value {values}; expected "
     if sample.encoding == "label_ids":
         return text + f"raw Cityscapes ids 0..{LAST_RAW_ID} or {VOID}"
+    if sample.encoding == "coco_stuff_ids":
+        gaps = ", ".join(map(str, COCO_STUFF_GAPS))
+        return text + f"0..181 without {gaps}, or {VOID}: the stuffthingmaps files as published"
+    if sample.encoding == "ade20k_ids":
+        return text + "0..150, 0 for void: the annotations of ADEChallengeData2016 as published"
     hint = (
         "Raw Cityscapes labelIds? Set data.dataset to cityscapes; files named *_labelIds.png are "
         "then mapped"

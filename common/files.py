@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -23,10 +24,7 @@ def atomic_path(path: Path) -> Generator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror} ({path.parent}); "
-            "choose another folder or mend its permissions"
-        ) from None
+        raise InputError(_cannot_write(path, error)) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,6 +34,32 @@ def atomic_path(path: Path) -> Generator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path, *, prefix: str) -> Generator[Path]:
+    """Yield a new folder inside ``parent``, which is made if need be; it is removed at the end.
+
+    Raises:
+        InputError: ``parent`` cannot be created or written, naming it.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise InputError(_cannot_write(parent, error)) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return (
+        f"cannot write {path}: {error.strerror}{where}; "
+        "choose another folder or mend its permissions"
+    )
 
 
 def write_text(path: Path, text: str) -> None:

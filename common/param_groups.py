@@ -39,21 +39,30 @@ def group_table(optimizer: OptimizerConfig) -> dict[str, ParameterGroup]:
 
 
 def assign_groups(
-    parameters: Mapping[str, int], *, head_modules: Collection[str]
+    parameters: Mapping[str, int],
+    *,
+    head_modules: Collection[str],
+    ungrouped: Collection[str] = (),
 ) -> dict[str, str]:
-    """Return the group name of every parameter.
+    """Return the group name of every parameter that is updated.
 
     Args:
         parameters: number of dimensions by parameter name ("ffm.conv.weight": 4).
         head_modules: top-level child names whose rate is multiplied ("ffm", "conv_out").
+        ungrouped: names of parameters that the recipe never updates.
 
     Raises:
-        ValueError: a parameter that no rule covers; it would silently never be updated.
+        ValueError: a parameter that no rule covers; it would silently never be updated. Or a
+            name in ungrouped that is no parameter.
     """
     if not parameters:
         raise ValueError("no trainable parameters; expected at least one")
+    unknown = sorted(set(ungrouped) - set(parameters))
+    if unknown:
+        raise ValueError(f"ungrouped names {', '.join(unknown)}; expected names of parameters")
+    updated = {name: rank for name, rank in parameters.items() if name not in set(ungrouped)}
     groups: dict[str, str] = {}
-    for name, rank in parameters.items():
+    for name, rank in updated.items():
         if rank == 1:
             kind = "no_decay"
         elif rank in _WEIGHT_RANKS:

@@ -5,6 +5,10 @@ contrast, saturation, normalise, in this order and with these formulas.
 Departures: the random numbers come from a Generator argument; every crop offset can be drawn (there
 the last one cannot); void is ignore_index instead of a fixed 255; saturation rounds where upstream
 truncates, so that grey pixels stay as they are whatever the rounding of the product.
+``augmentation: pillow`` is that of the recipes of 2019 and 2020 (@2d6d8f1, @a8ddd22 transform.py)
+and of STDC-Seg@59ff37f: jitter, flip, scale, enlarge back, crop, with Pillow's arithmetic.
+Departure: a picture is enlarged until both sides reach the crop (there one side is chosen by the
+picture's orientation, and what the other lacks is filled with class 0).
 
 Every step is a function (image, label, rng) -> (image, label); its other arguments are bound.
 Image: (H, W, 3) uint8 RGB, after ``normalise`` (3, H, W) float32. Label: (H, W) uint8, then int64.
@@ -20,6 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from common import pillow_arithmetic as pillow
 from common.config import DataConfig
 
 Array = NDArray[Any]
@@ -52,19 +57,33 @@ class Transform:
 
 def train_transform(data: DataConfig) -> Transform:
     """Return the augmentation of training samples; a jitter whose range is None is left out."""
-    steps: list[tuple[str, Step]] = [
-        ("scale", partial(random_scale, scale_range=data.scale_range)),
-        ("pad", partial(pad_to_crop, crop_hw=data.crop_hw, ignore_index=data.ignore_index)),
-        ("crop", partial(random_crop, crop_hw=data.crop_hw)),
-        ("flip", partial(random_flip, probability=data.flip_probability)),
+    is_pillow = data.augmentation == "pillow"
+    scale = random_scale_pillow if is_pillow else random_scale
+    scale = partial(scale, scale_range=data.scale_range, choices=data.scale_choices)
+    crop = partial(random_crop, crop_hw=data.crop_hw)
+    flip = partial(random_flip, probability=data.flip_probability)
+    jitter = _jitter_steps(data)
+    if is_pillow:
+        enlarge = partial(enlarge_to_crop, crop_hw=data.crop_hw)
+        geometry = [("flip", flip), ("scale", scale), ("enlarge", enlarge), ("crop", crop)]
+        return Transform((*jitter, *geometry, _normalise_step(data)))
+    pad = partial(pad_to_crop, crop_hw=data.crop_hw, ignore_index=data.ignore_index)
+    geometry = [("scale", scale), ("pad", pad), ("crop", crop), ("flip", flip)]
+    return Transform((*geometry, *jitter, _normalise_step(data)))
+
+
+def _jitter_steps(data: DataConfig) -> list[tuple[str, Step]]:
+    is_pillow = data.augmentation == "pillow"
+    ranges = {
+        "brightness": (data.brightness, _brightness_pillow if is_pillow else random_brightness),
+        "contrast": (data.contrast, _contrast_pillow if is_pillow else random_contrast),
+        "saturation": (data.saturation, _saturation_pillow if is_pillow else random_saturation),
+    }
+    return [
+        (name, partial(step, factor_range=factor_range))
+        for name, (factor_range, step) in ranges.items()
+        if factor_range is not None
     ]
-    if data.brightness is not None:
-        steps.append(("brightness", partial(random_brightness, factor_range=data.brightness)))
-    if data.contrast is not None:
-        steps.append(("contrast", partial(random_contrast, factor_range=data.contrast)))
-    if data.saturation is not None:
-        steps.append(("saturation", partial(random_saturation, factor_range=data.saturation)))
-    return Transform((*steps, _normalise_step(data)))
 
 
 def val_transform(data: DataConfig) -> Transform:
@@ -77,16 +96,75 @@ def _normalise_step(data: DataConfig) -> tuple[str, Step]:
 
 
 def random_scale(
-    image: Array, label: Array, rng: np.random.Generator, *, scale_range: tuple[float, float]
+    image: Array,
+    label: Array,
+    rng: np.random.Generator,
+    *,
+    scale_range: tuple[float, float],
+    choices: tuple[float, ...] | None = None,
 ) -> tuple[Array, Array]:
-    """Resize both by one factor, uniform in scale_range; bilinear image, nearest label."""
-    scale = rng.uniform(*scale_range)
+    """Resize both by one factor; bilinear image, nearest label.
+
+    The factor is uniform in scale_range or, where there are any, one of the choices.
+    """
+    scale = _draw_scale(rng, scale_range, choices)
     H, W = label.shape
     size_wh = (ceil(W * scale), ceil(H * scale))
     if size_wh == (W, H):
         return image, label
     image = cv2.resize(image, size_wh, interpolation=cv2.INTER_LINEAR)
     return image, cv2.resize(label, size_wh, interpolation=cv2.INTER_NEAREST)
+
+
+def _draw_scale(
+    rng: np.random.Generator, scale_range: tuple[float, float], choices: tuple[float, ...] | None
+) -> float:
+    if choices is None:
+        return rng.uniform(*scale_range)
+    return choices[int(rng.integers(len(choices)))]
+
+
+def random_scale_pillow(
+    image: Array,
+    label: Array,
+    rng: np.random.Generator,
+    *,
+    scale_range: tuple[float, float],
+    choices: tuple[float, ...] | None = None,
+) -> tuple[Array, Array]:
+    """Resize both by one factor, drawn as in random_scale; sizes are truncated."""
+    scale = _draw_scale(rng, scale_range, choices)
+    H, W = label.shape
+    # a picture of a few pixels must not vanish
+    size_hw = (max(int(H * scale), 1), max(int(W * scale), 1))
+    return _resized_pillow(image, label, size_hw)
+
+
+def enlarge_to_crop(
+    image: Array,
+    label: Array,
+    rng: np.random.Generator,  # noqa: ARG001 - the signature of every step
+    *,
+    crop_hw: tuple[int, int],
+) -> tuple[Array, Array]:
+    """Enlarge a picture with a side shorter than the crop until both sides reach it.
+
+    As upstream, to int(factor * size + 1): 128 x 256 becomes 513 x 1025 for a crop of 512 x 1024.
+    """
+    H, W = label.shape
+    if crop_hw[0] <= H and crop_hw[1] <= W:
+        return image, label
+    scale = max(crop_hw[0] / H, crop_hw[1] / W)
+    return _resized_pillow(image, label, (int(scale * H + 1), int(scale * W + 1)))
+
+
+def _resized_pillow(image: Array, label: Array, size_hw: tuple[int, int]) -> tuple[Array, Array]:
+    if size_hw == label.shape:
+        return image, label
+    return (
+        pillow.resize_image(image, size_hw=size_hw),
+        pillow.resize_label(label, size_hw=size_hw),
+    )
 
 
 def pad_to_crop(
@@ -155,6 +233,24 @@ def random_saturation(
     factor = rng.uniform(*factor_range)
     matrix = np.full((3, 3), (1 - factor) / 3) + factor * np.eye(3)
     return cv2.transform(image, matrix), label
+
+
+def _brightness_pillow(
+    image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
+) -> tuple[Array, Array]:
+    return pillow.enhance_brightness(image, factor=rng.uniform(*factor_range)), label
+
+
+def _contrast_pillow(
+    image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
+) -> tuple[Array, Array]:
+    return pillow.enhance_contrast(image, factor=rng.uniform(*factor_range)), label
+
+
+def _saturation_pillow(
+    image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
+) -> tuple[Array, Array]:
+    return pillow.enhance_colour(image, factor=rng.uniform(*factor_range)), label
 
 
 def normalise(

@@ -1,12 +1,19 @@
-"""How Torch and Paddle name the same weight.
+"""How Torch and Paddle name the same weight, and which weights they lay out differently.
 
 Canonical names are Torch's state-dict names without ``num_batches_tracked``: published
 checkpoints carry them. Paddle keeps the running statistics of BatchNorm as ``_mean`` and
-``_variance`` and counts no batches. Everything else is named alike, and no layer of this family
-needs its array turned (there is no fully connected layer, the only one laid out differently).
+``_variance`` and counts no batches. Everything else is named alike.
+
+Canonical arrays have Torch's layout. Paddle's differs for fully connected layers only: it
+multiplies by (in, out), Torch by (out, in). STDC's unused classifier has such layers, one of them
+square, which would load turned the wrong way without an error.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
 
 _TORCH_TO_PADDLE = {"running_mean": "_mean", "running_var": "_variance"}
 _PADDLE_TO_TORCH = {paddle: torch for torch, paddle in _TORCH_TO_PADDLE.items()}
@@ -18,6 +25,16 @@ BATCH_COUNTER = "num_batches_tracked"
 def is_batch_counter(name: str) -> bool:
     """Tell whether the state-dict name is a batch counter, which Paddle does not have."""
     return name.rpartition(".")[2] == BATCH_COUNTER
+
+
+def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether a weight is a fully connected layer's: the only ones with two dimensions."""
+    return name.rpartition(".")[2] == "weight" and len(shape) == 2
+
+
+def turn_linear(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Turn a fully connected layer's weight from one framework's layout to the other's."""
+    return array.T if is_linear_weight(name, array.shape) else array
 
 
 def canonical_to_paddle(name: str) -> str:

@@ -84,7 +84,7 @@ def to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 def state_arrays(model: nn.Layer) -> dict[str, NDArray[Any]]:
     """Return copies of all parameters and buffers: canonical name -> array, in model order."""
-    return {name: to_numpy(tensor) for name, tensor in _state(model).items()}
+    return _canonical_arrays(model, _state(model))
 
 
 def load_arrays(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -98,10 +98,12 @@ def load_arrays(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
         WeightsError: names missing, left over or with another shape; all are listed, and the
             model is left as it was.
     """
-    state = _state(model)
-    check_names_and_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, arrays)
+    state, turned = _state(model), _linear_weights(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_names_and_shapes({n: s[::-1] if n in turned else s for n, s in shapes.items()}, arrays)
     for name, tensor in state.items():
-        tensor.set_value(np.asarray(arrays[name], dtype=tensor.numpy().dtype))
+        array = np.asarray(arrays[name], dtype=tensor.numpy().dtype)
+        tensor.set_value(array.T if name in turned else array)
 
 
 def trainable_parameters(model: nn.Layer) -> dict[str, Tensor]:
@@ -116,11 +118,26 @@ def trainable_parameters(model: nn.Layer) -> dict[str, Tensor]:
 
 def gradients(model: nn.Layer) -> dict[str, NDArray[Any]]:
     """Return copies of all gradients; a parameter that has none is absent."""
-    return {
-        name: to_numpy(tensor.grad)
+    found = {
+        name: tensor.grad
         for name, tensor in trainable_parameters(model).items()
         if tensor.grad is not None
     }
+    return _canonical_arrays(model, found)
+
+
+def set_gradients(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Give parameters their gradients: canonical name -> array; the others keep theirs."""
+    parameters, turned = trainable_parameters(model), _linear_weights(model)
+    for name, array in arrays.items():
+        parameters[name].grad = to_tensor(array.T if name in turned else array)
+
+
+def disable_dropout(model: nn.Layer) -> None:
+    """Let every dropout layer pass its input: the frameworks' generators can never agree."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
 
 
 @contextmanager
@@ -168,6 +185,21 @@ def no_grad() -> AbstractContextManager[None]:
 
 def _state(model: nn.Layer) -> dict[str, Tensor]:
     return {paddle_to_canonical(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def _linear_weights(model: nn.Layer) -> set[str]:
+    """Canonical names of the weights that Paddle lays out as (in, out), Torch as (out, in)."""
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, layer in model.named_sublayers(include_self=True)
+        if isinstance(layer, nn.Linear)
+    }
+
+
+def _canonical_arrays(model: nn.Layer, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    turned = _linear_weights(model)
+    arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+    return {n: np.ascontiguousarray(a.T) if n in turned else a for n, a in arrays.items()}
 
 
 def _gpu_is_present() -> bool:

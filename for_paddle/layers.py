@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
@@ -37,20 +39,11 @@ def require_batch_statistics(x: Tensor) -> None:
 class BatchNorm2d(nn.BatchNorm2D):
     """BatchNorm over (N, H, W): eps 1e-5, running = 0.9 * running + 0.1 * batch.
 
-    Paddle's own layer departs from the reference; here the kernel only normalises, and the rest is
-    mended around it:
-
-    * the CPU kernel puts the biased variance of the batch into the running variance; the
-      reference puts the unbiased one, n / (n - 1) times as large;
-    * the kernel keeps momentum as float32 whatever the dtype (2e-7 in float64);
-    * it keeps eps so, too (up to 1e-7 in float64 gradients): in float64 its input is scaled by
-      1 - 1.3e-8 so that its eps acts as 1e-5. In float32 that scale is 1;
-    * one value per channel passes through unchanged, without a word.
+    The running variance takes the unbiased variance of the batch, n / (n - 1) times the one that
+    normalises it. Paddle's own layer departs from that; see ``_batch_norm``.
     """
 
     EPS = 1e-5
-    # BN(x, eps) = BN(s x, s^2 eps): with this s, the kernel's float32 eps is s^2 times ours
-    EXACT_EPS_SCALE = math.sqrt(float(np.float32(EPS)) / EPS)
 
     def __init__(self, channels: int) -> None:
         # 0.9 here is the weight of the old value: Torch's momentum of 0.1
@@ -58,36 +51,14 @@ class BatchNorm2d(nn.BatchNorm2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x, (N, C, H, W)."""
-        scale = self.EXACT_EPS_SCALE if x.dtype == paddle.float64 else None
-        if not self.training:
-            if scale is None:
-                return super().forward(x)
-            return self._normalise(x * scale, self._mean * scale, self._variance * scale**2)
-        require_batch_statistics(x)
-        # with momentum 0 the kernel leaves exactly the statistics of this batch in its buffers
-        mean, variance = paddle.zeros_like(self._mean), paddle.zeros_like(self._variance)
-        normalised = self._normalise(x if scale is None else x * scale, mean, variance)
-        with paddle.no_grad():
-            if scale is not None:
-                mean, variance = mean / scale, variance / scale**2
-            if self._kernel_variance_is_biased(paddle.device.get_device(), x.dtype):
-                count = x.shape[0] * x.shape[2] * x.shape[3]
-                variance = variance * (count / (count - 1))
-            paddle.assign(0.9 * self._mean + 0.1 * mean, output=self._mean)
-            paddle.assign(0.9 * self._variance + 0.1 * variance, output=self._variance)
-        return normalised
-
-    def _normalise(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(
+        return _batch_norm(
             x,
-            mean,
-            variance,
+            mean=self._mean,
+            variance=self._variance,
             weight=self.weight,
             bias=self.bias,
             training=self.training,
-            momentum=0.0,
-            epsilon=self.EPS,
-            data_format="NCHW",
+            eps=self.EPS,
         )
 
     @staticmethod
@@ -102,6 +73,108 @@ class BatchNorm2d(nn.BatchNorm2D):
         found = variance.item()
         # 0..7: the squared deviations sum up to 42; divided by 8 or by 7
         return abs(found - 42 / 8) < abs(found - 42 / 7)
+
+
+def _batch_norm(
+    x: Tensor,
+    *,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """Normalise x; in training, move mean and variance (in place) towards the batch's.
+
+    The kernel only normalises, and what departs from the reference is mended around it:
+
+    * the CPU kernel puts the biased variance of the batch into the running variance; the
+      reference puts the unbiased one, n / (n - 1) times as large;
+    * the kernel keeps momentum as float32 whatever the dtype (2e-7 in float64);
+    * it keeps eps so, too (up to 1e-7 in float64 gradients): BN(x, eps) = BN(s x, s^2 eps), so
+      in float64 its input is scaled by s = 1 - 1.3e-8, with which its eps acts as 1e-5;
+    * one value per channel passes through unchanged, without a word.
+    """
+    scale = math.sqrt(float(np.float32(eps)) / eps) if x.dtype == paddle.float64 else None
+    scaled = x if scale is None else x * scale
+
+    def normalise(with_mean: Tensor, with_variance: Tensor) -> Tensor:
+        return F.batch_norm(
+            scaled,
+            with_mean,
+            with_variance,
+            weight=weight,
+            bias=bias,
+            training=training,
+            momentum=0.0,
+            epsilon=eps,
+            data_format="NCHW",
+        )
+
+    if not training:
+        if scale is None:
+            return normalise(mean, variance)
+        return normalise(mean * scale, variance * scale**2)
+    require_batch_statistics(x)
+    # with momentum 0 the kernel leaves exactly the statistics of this batch in its buffers
+    batch_mean, batch_variance = paddle.zeros_like(mean), paddle.zeros_like(variance)
+    normalised = normalise(batch_mean, batch_variance)
+    with paddle.no_grad():
+        if scale is not None:
+            batch_mean, batch_variance = batch_mean / scale, batch_variance / scale**2
+        device = paddle.device.get_device()
+        if BatchNorm2d._kernel_variance_is_biased(device, x.dtype):  # pyright: ignore[reportPrivateUsage]
+            count = x.shape[0] * x.shape[2] * x.shape[3]
+            batch_variance = batch_variance * (count / (count - 1))
+        paddle.assign(0.9 * mean + 0.1 * batch_mean, output=mean)
+        paddle.assign(0.9 * variance + 0.1 * batch_variance, output=variance)
+    return normalised
+
+
+class InPlaceABN(nn.Layer):
+    """BatchNorm and activation in one: weights |weight| + 1e-5, then LeakyReLU(0.01) or nothing.
+
+    Named after the layer of mapillary/inplace_abn, with which the 2020 checkpoints were trained:
+    its sign of the weight has no meaning, and there is no counter of batches. (What gave it its
+    name, saving memory by inverting the activation, is no part of the arithmetic.)
+
+    No BatchNorm of the framework's own, and so left alone when a network is converted to
+    synchronised BatchNorm: one would drop the |weight| and the activation without a word.
+    """
+
+    EPS = 1e-5
+    """Added to the variance, and to the absolute value of the weight."""
+
+    def __init__(
+        self, channels: int, *, activation: Literal["leaky_relu", "identity"] = "leaky_relu"
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        constant = nn.initializer.Constant
+        self.weight = self.create_parameter([channels], default_initializer=constant(1.0))
+        self.bias = self.create_parameter([channels], is_bias=True)
+        self.register_buffer("_mean", paddle.zeros([channels]))
+        self.register_buffer("_variance", paddle.ones([channels]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and activate x, (N, C, H, W)."""
+        normalised = _batch_norm(
+            x,
+            mean=self._mean,
+            variance=self._variance,
+            weight=paddle.abs(self.weight) + self.EPS,
+            bias=self.bias,
+            training=self.training,
+            eps=self.EPS,
+        )
+        return leaky_relu(normalised) if self.activation == "leaky_relu" else normalised
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """Return x where it is positive, 0.01 x elsewhere."""
+    # the kernel keeps its slope as float32, also in float64, and its slope at 0 is 1, not 0.01
+    return paddle.where(x > 0, x, 0.01 * x)
 
 
 class ConvBNReLU(nn.Layer):
@@ -133,14 +206,121 @@ class ConvBNReLU(nn.Layer):
         return self.relu(self.bn(self.conv(x)))
 
 
-def resize_nearest(x: Tensor, *, scale: int) -> Tensor:
-    """Repeat every pixel scale x scale times."""
-    return F.interpolate(x, scale_factor=scale, mode="nearest")
+class ConvInPlaceABN(nn.Layer):
+    """Convolution without bias, InPlaceABN with LeakyReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            bias_attr=False,
+        )
+        self.bn = InPlaceABN(out_channels, activation="leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        return self.bn(self.conv(x))
 
 
-def resize_bilinear(x: Tensor, *, scale: int) -> Tensor:
-    """Enlarge by an integer factor, bilinear, pixel centres aligned (align_corners=False)."""
-    return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False, align_mode=0)
+Norm = Literal["batch_norm", "inplace_abn"]
+"""Which normalisation a network is built with; its activation goes with it."""
+
+CONV_BLOCKS: dict[Norm, type[ConvBNReLU] | type[ConvInPlaceABN]] = {
+    "batch_norm": ConvBNReLU,
+    "inplace_abn": ConvInPlaceABN,
+}
+
+
+def norm_without_activation(channels: int, *, norm: Norm) -> BatchNorm2d | InPlaceABN:
+    """Return a normalisation that is followed by something else than its activation."""
+    if norm == "inplace_abn":
+        return InPlaceABN(channels, activation="identity")
+    return BatchNorm2d(channels)
+
+
+def resize_nearest(
+    x: Tensor, *, scale: int | None = None, size_hw: tuple[int, int] | None = None
+) -> Tensor:
+    """Repeat every pixel scale x scale times, or take the nearest one for a given (H, W).
+
+    Output pixel i shows input pixel floor(i * in / out). Give scale or size_hw, not both.
+    """
+    return F.interpolate(x, size=size_hw, scale_factor=scale, mode="nearest")
+
+
+def resize_bilinear(
+    x: Tensor,
+    *,
+    scale: int | None = None,
+    size_hw: tuple[int, int] | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """Resize bilinearly by an integer factor or to a given (H, W); give one of the two.
+
+    Args:
+        x: (N, C, H, W).
+        scale: factor on H and W.
+        size_hw: (H, W) of the result.
+        align_corners: True lays the centres of the corner pixels on each other, False the
+            corners of the map.
+    """
+    if x.dtype == paddle.float64:
+        size = (x.shape[2], x.shape[3])
+        target = size_hw if scale is None else (size[0] * scale, size[1] * scale)
+        if target is not None and not _ratio_fits_kernel(size, target, align_corners):
+            rows, columns = (
+                paddle.to_tensor(interpolation_matrix(old, new, align_corners=align_corners))
+                for old, new in zip(size, target, strict=True)
+            )
+            return paddle.matmul(rows, paddle.matmul(x, columns, transpose_y=True))
+    return F.interpolate(
+        x,
+        size=size_hw,
+        scale_factor=scale,
+        mode="bilinear",
+        align_corners=align_corners,
+        align_mode=0,
+    )
+
+
+def _ratio_fits_kernel(size: tuple[int, int], target: tuple[int, int], align_corners: bool) -> bool:
+    """Tell whether float32, in which the kernel keeps its ratio, holds it exactly."""
+    ratios = [old / new for old, new in zip(size, target, strict=True)]
+    return not align_corners and all(float(np.float32(ratio)) == ratio for ratio in ratios)
+
+
+@functools.cache
+def interpolation_matrix(old: int, new: int, *, align_corners: bool) -> NDArray[np.float64]:
+    """Return the (new, old) matrix that resizes one axis bilinearly.
+
+    For float64 alone: Paddle's kernel keeps the ratio of the sizes as float32 whatever the dtype,
+    which is off by 5e-6 of a map's largest value.
+    """
+    place = np.arange(new, dtype=np.float64)
+    if align_corners:
+        place = place * ((old - 1) / (new - 1) if new > 1 else 0.0)
+    else:
+        place = np.maximum((place + 0.5) * (old / new) - 0.5, 0.0)
+    lower = np.minimum(place.astype(np.int64), old - 1)
+    upper = np.minimum(lower + 1, old - 1)
+    weight = place - lower
+    matrix = np.zeros((new, old))
+    rows = np.arange(new)
+    np.add.at(matrix, (rows, lower), 1.0 - weight)
+    np.add.at(matrix, (rows, upper), weight)
+    return matrix
 
 
 class ResizeNearest(nn.Layer):
@@ -165,6 +345,30 @@ class ResizeBilinear(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, scale * H, scale * W)."""
         return resize_bilinear(x, scale=self.scale)
+
+
+class AvgPool2d(nn.AvgPool2D):
+    """Mean over windows; the zeros of the padding count in it.
+
+    In float64 a sum over the window, divided: the gradient of Paddle's kernel keeps 1 / window
+    size as float32, which is off by 7e-9 of the gradient's largest value.
+    """
+
+    def __init__(self, *, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__(
+            kernel_size, stride=stride, padding=padding, ceil_mode=False, exclusive=False
+        )
+        self.window = (kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H / stride, W / stride)."""
+        if x.dtype != paddle.float64:
+            return super().forward(x)
+        kernel_size, stride, padding = self.window
+        channels = x.shape[1]
+        ones = paddle.ones([channels, 1, kernel_size, kernel_size], dtype=x.dtype)
+        total = F.conv2d(x, ones, stride=stride, padding=padding, groups=channels)
+        return total / kernel_size**2
 
 
 def pad_to_multiple(x: Tensor, *, multiple: int) -> Tensor:
@@ -198,6 +402,13 @@ def init_conv_kaiming(conv: nn.Conv2D) -> None:
         nn.initializer.Constant(0.0)(conv.bias)
 
 
+def init_conv_fan_out(conv: nn.Conv2D) -> None:
+    """Draw weights from N(0, 2 / fan_out), as kaiming_normal for ReLU does; biases are 0."""
+    nn.initializer.Normal(mean=0.0, std=math.sqrt(2.0 / _fan_out(conv)))(conv.weight)
+    if conv.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        nn.initializer.Constant(0.0)(conv.bias)
+
+
 def init_conv_uniform(conv: nn.Conv2D) -> None:
     """Draw weights (and biases) from U(-b, b), b = 1 / sqrt(fan_in): Torch's own default."""
     bound = 1.0 / math.sqrt(_fan_in(conv))
@@ -208,3 +419,8 @@ def init_conv_uniform(conv: nn.Conv2D) -> None:
 
 def _fan_in(conv: nn.Conv2D) -> int:
     return math.prod(conv.weight.shape[1:])
+
+
+def _fan_out(conv: nn.Conv2D) -> int:
+    # all output channels count, also when a grouped convolution splits them
+    return conv.weight.shape[0] * math.prod(conv.weight.shape[2:])

@@ -21,6 +21,7 @@ from paddle.optimizer.lr import LambdaDecay
 from common.config import OptimizerConfig, ScheduleConfig
 from common.param_groups import assign_groups, group_table
 from common.schedule import lr_factor
+from common.weight_names import turn_linear
 from for_paddle.backend import to_numpy, trainable_parameters
 
 
@@ -54,14 +55,18 @@ def build_optimizer(
 
 
 def members_by_group(model: nn.Layer) -> dict[str, list[Tensor]]:
-    """Return the parameters of every group that has any, in model order."""
+    """Return the parameters of every group that has any, in model order.
+
+    Those that the model names in ``ungrouped`` are in none.
+    """
     parameters = trainable_parameters(model)
     ranks = {name: parameter.ndim for name, parameter in parameters.items()}
     head_modules = cast("tuple[str, ...]", model.head_modules)
-    assigned = assign_groups(ranks, head_modules=head_modules)
+    ungrouped = cast("tuple[str, ...]", getattr(model, "ungrouped", ()))
+    assigned = assign_groups(ranks, head_modules=head_modules, ungrouped=ungrouped)
     members: dict[str, list[Tensor]] = {}
-    for name, parameter in parameters.items():
-        members.setdefault(assigned[name], []).append(parameter)
+    for name, group in assigned.items():
+        members.setdefault(group, []).append(parameters[name])
     return members
 
 
@@ -109,7 +114,7 @@ def momentum_buffers(optimizer: Momentum, model: nn.Layer) -> dict[str, NDArray[
     """Return the momentum buffer of every parameter that has been updated."""
     velocities = vars(optimizer)["_accumulators"]["velocity"]
     return {
-        name: to_numpy(velocities[parameter.name])
+        name: turn_linear(name, to_numpy(velocities[parameter.name]))
         for name, parameter in trainable_parameters(model).items()
         if parameter.name in velocities
     }

@@ -117,6 +117,20 @@ def gradients(model: nn.Module) -> dict[str, NDArray[Any]]:
     }
 
 
+def set_gradients(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Give parameters their gradients: canonical name -> array; the others keep theirs."""
+    parameters = trainable_parameters(model)
+    for name, array in arrays.items():
+        parameters[name].grad = to_tensor(array)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Let every dropout layer pass its input: the frameworks' generators can never agree."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+
+
 @contextmanager
 def capture_outputs(model: nn.Module) -> Generator[dict[str, NDArray[Any]], None, None]:
     """Record what every named sub-layer returns while the context lasts.

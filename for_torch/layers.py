@@ -7,6 +7,7 @@ frameworks' defaults differ; they are pinned here, once.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,54 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
+class InPlaceABN(nn.Module):
+    """BatchNorm and activation in one: weights |weight| + 1e-5, then LeakyReLU(0.01) or nothing.
+
+    Named after the layer of mapillary/inplace_abn, with which the 2020 checkpoints were trained:
+    its sign of the weight has no meaning, and there is no counter of batches. (What gave it its
+    name, saving memory by inverting the activation, is no part of the arithmetic.)
+
+    No BatchNorm of the framework's own, and so left alone when a network is converted to
+    synchronised BatchNorm: one would drop the |weight| and the activation without a word.
+    """
+
+    EPS = 1e-5
+    """Added to the variance, and to the absolute value of the weight."""
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, channels: int, *, activation: Literal["leaky_relu", "identity"] = "leaky_relu"
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and activate x, (N, C, H, W)."""
+        if self.training:
+            require_batch_statistics(x)
+        normalised = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            weight=torch.abs(self.weight) + self.EPS,
+            bias=self.bias,
+            training=self.training,
+            momentum=0.1,
+            eps=self.EPS,
+        )
+        return leaky_relu(normalised) if self.activation == "leaky_relu" else normalised
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """Return x where it is positive, 0.01 x elsewhere."""
+    return F.leaky_relu(x, negative_slope=0.01)
+
+
 class ConvBNReLU(nn.Module):
     """Convolution without bias, BatchNorm, ReLU."""
 
@@ -78,14 +127,79 @@ class ConvBNReLU(nn.Module):
         return self.relu(self.bn(self.conv(x)))
 
 
-def resize_nearest(x: Tensor, *, scale: int) -> Tensor:
-    """Repeat every pixel scale x scale times."""
-    return F.interpolate(x, scale_factor=scale, mode="nearest")
+class ConvInPlaceABN(nn.Module):
+    """Convolution without bias, InPlaceABN with LeakyReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            bias=False,
+        )
+        self.bn = InPlaceABN(out_channels, activation="leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        return self.bn(self.conv(x))
 
 
-def resize_bilinear(x: Tensor, *, scale: int) -> Tensor:
-    """Enlarge by an integer factor, bilinear, pixel centres aligned (align_corners=False)."""
-    return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+Norm = Literal["batch_norm", "inplace_abn"]
+"""Which normalisation a network is built with; its activation goes with it."""
+
+CONV_BLOCKS: dict[Norm, type[ConvBNReLU] | type[ConvInPlaceABN]] = {
+    "batch_norm": ConvBNReLU,
+    "inplace_abn": ConvInPlaceABN,
+}
+
+
+def norm_without_activation(channels: int, *, norm: Norm) -> BatchNorm2d | InPlaceABN:
+    """Return a normalisation that is followed by something else than its activation."""
+    if norm == "inplace_abn":
+        return InPlaceABN(channels, activation="identity")
+    return BatchNorm2d(channels)
+
+
+def resize_nearest(
+    x: Tensor, *, scale: int | None = None, size_hw: tuple[int, int] | None = None
+) -> Tensor:
+    """Repeat every pixel scale x scale times, or take the nearest one for a given (H, W).
+
+    Output pixel i shows input pixel floor(i * in / out). Give scale or size_hw, not both.
+    """
+    return F.interpolate(x, size=size_hw, scale_factor=scale, mode="nearest")
+
+
+def resize_bilinear(
+    x: Tensor,
+    *,
+    scale: int | None = None,
+    size_hw: tuple[int, int] | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """Resize bilinearly by an integer factor or to a given (H, W); give one of the two.
+
+    Args:
+        x: (N, C, H, W).
+        scale: factor on H and W.
+        size_hw: (H, W) of the result.
+        align_corners: True lays the centres of the corner pixels on each other, False the
+            corners of the map.
+    """
+    return F.interpolate(
+        x, size=size_hw, scale_factor=scale, mode="bilinear", align_corners=align_corners
+    )
 
 
 class ResizeNearest(nn.Module):
@@ -110,6 +224,19 @@ class ResizeBilinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, scale * H, scale * W)."""
         return resize_bilinear(x, scale=self.scale)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """Mean over windows; the zeros of the padding count in it."""
+
+    def __init__(self, *, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__(
+            kernel_size, stride=stride, padding=padding, ceil_mode=False, count_include_pad=True
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H / stride, W / stride)."""
+        return super().forward(x)
 
 
 def pad_to_multiple(x: Tensor, *, multiple: int) -> Tensor:
@@ -143,6 +270,13 @@ def init_conv_kaiming(conv: nn.Conv2d) -> None:
         nn.init.constant_(conv.bias, 0.0)
 
 
+def init_conv_fan_out(conv: nn.Conv2d) -> None:
+    """Draw weights from N(0, 2 / fan_out), as kaiming_normal for ReLU does; biases are 0."""
+    nn.init.normal_(conv.weight, mean=0.0, std=math.sqrt(2.0 / _fan_out(conv)))
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, 0.0)
+
+
 def init_conv_uniform(conv: nn.Conv2d) -> None:
     """Draw weights (and biases) from U(-b, b), b = 1 / sqrt(fan_in): Torch's own default."""
     bound = 1.0 / math.sqrt(_fan_in(conv))
@@ -153,3 +287,8 @@ def init_conv_uniform(conv: nn.Conv2d) -> None:
 
 def _fan_in(conv: nn.Conv2d) -> int:
     return math.prod(conv.weight.shape[1:])
+
+
+def _fan_out(conv: nn.Conv2d) -> int:
+    # all output channels count, also when a grouped convolution splits them
+    return conv.weight.shape[0] * math.prod(conv.weight.shape[2:])

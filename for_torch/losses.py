@@ -26,6 +26,7 @@ from common.config import LossConfig, OhemRule
 from common.errors import ConfigError, DataError
 from common.iou import check_labels
 from for_torch.backend import to_numpy
+from for_torch.detail_loss import DetailAggregateLoss
 
 
 class CrossEntropy(nn.Module):
@@ -119,23 +120,33 @@ class OhemCrossEntropy(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """Weighted sum of one criterion over all heads.
+    """Weighted sum over all heads: a criterion for class logits, another for boundaries.
 
     Args:
-        criterion: (logits, label) -> scalar, applied to every head.
+        criterion: (logits, label) -> scalar, applied to every class head.
         head_weights: weight by head name; a head that is not named has weight 1.
+        detail: (logits, label) -> (cross entropy, Dice loss), applied to every boundary head:
+            those whose name begins with "boundary".
     """
 
-    def __init__(self, criterion: nn.Module, *, head_weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        criterion: nn.Module,
+        *,
+        head_weights: Mapping[str, float],
+        detail: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.criterion = criterion
         self.head_weights = dict(head_weights)
+        self.detail = detail
 
     def forward(self, outputs: Mapping[str, Tensor], label: Tensor) -> dict[str, Tensor]:
         """Return {"total": ..., "main": ..., ...}: the weighted sum, then each unweighted term.
 
         Args:
-            outputs: (N, C, H, W) logits by head name.
+            outputs: (N, C, H, W) logits by head name; boundaries (N, 1, h, w) of any size. A
+                boundary's terms are named "boundary8_bce" and "boundary8_dice".
             label: (N, H, W) int64.
 
         Raises:
@@ -148,12 +159,24 @@ class SegmentationLoss(nn.Module):
                 f"loss.head_weights names {', '.join(unknown)}; the model's outputs are "
                 f"{', '.join(outputs)}. Correct the name, or train with the auxiliary heads on"
             )
-        terms = {head: self.criterion(logits, label) for head, logits in outputs.items()}
-        weighted = [self.head_weights.get(head, 1.0) * term for head, term in terms.items()]
+        terms: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        for head, logits in outputs.items():
+            own = self._terms(head, logits, label)
+            weighted += [self.head_weights.get(head, 1.0) * term for term in own.values()]
+            terms |= own
         total = weighted[0]
         for term in weighted[1:]:
             total = total + term
         return {"total": total, **terms}
+
+    def _terms(self, head: str, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        if not head.startswith("boundary"):
+            return {head: self.criterion(logits, label)}
+        if self.detail is None:
+            raise ConfigError(f"output {head} is a boundary, but the loss has no detail criterion")
+        bce, dice = self.detail(logits, label)
+        return {f"{head}_bce": bce, f"{head}_dice": dice}
 
 
 def build_loss(config: LossConfig, *, classes: int, ignore_index: int) -> SegmentationLoss:
@@ -173,7 +196,12 @@ def build_loss(config: LossConfig, *, classes: int, ignore_index: int) -> Segmen
             min_kept=config.min_kept,
             ignore_index=ignore_index,
         )
-    return SegmentationLoss(criterion, head_weights=config.head_weights)
+    detail = DetailAggregateLoss(
+        ignore_index=ignore_index,
+        ignore_void=config.detail_ignore_void,
+        ignore_frame=config.detail_ignore_frame,
+    )
+    return SegmentationLoss(criterion, head_weights=config.head_weights, detail=detail)
 
 
 def hard_loss_of(probability: float) -> float:

@@ -48,14 +48,18 @@ def build_optimizer(
 
 
 def members_by_group(model: nn.Module) -> dict[str, list[Tensor]]:
-    """Return the parameters of every group that has any, in model order."""
+    """Return the parameters of every group that has any, in model order.
+
+    Those that the model names in ``ungrouped`` are in none.
+    """
     parameters = trainable_parameters(model)
     ranks = {name: parameter.ndim for name, parameter in parameters.items()}
     head_modules = cast("tuple[str, ...]", model.head_modules)
-    assigned = assign_groups(ranks, head_modules=head_modules)
+    ungrouped = cast("tuple[str, ...]", getattr(model, "ungrouped", ()))
+    assigned = assign_groups(ranks, head_modules=head_modules, ungrouped=ungrouped)
     members: dict[str, list[Tensor]] = {}
-    for name, parameter in parameters.items():
-        members.setdefault(assigned[name], []).append(parameter)
+    for name, group in assigned.items():
+        members.setdefault(group, []).append(parameters[name])
     return members
 
 

@@ -7,7 +7,6 @@ every step without a fault: that run must pass, or a patch has leaked.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +15,16 @@ from typing import Any
 
 from common.config import Config
 from common.errors import ConfigError
+from common.files import scratch_folder, write_text
 from pipeline.compare import Verdict, matching
 from pipeline.faults import FAULTS, Fault
+from pipeline.inputs import prepare_inputs
 from pipeline.judge import Result, compare_float64, judge
-from pipeline.record import Run
+from pipeline.record import Job, Run
+from pipeline.recording import Progress, Recording
 from pipeline.records import has_record, read_record, record_name
 from pipeline.report import code_digest, git_commit
-from pipeline.runner import Options, Progress, Recording, resolve_data
+from pipeline.runner import Options, resolve_data
 from pipeline.steps import SIDES, STEPS, Side, Step, step_named
 
 # a wrong training shows within a few iterations; all other steps are as large as in verify
@@ -36,6 +38,7 @@ SHORT_SCHEDULE = {"max_iters": 2000, "warmup_iters": 200}
 class Finding:
     """What became of one fault."""
 
+    model: str
     fault: str
     step: str
     title: str
@@ -55,7 +58,7 @@ class AuditOutcome:
 
     findings: tuple[Finding, ...]
     clean: Mapping[str, str]
-    """Step -> verdict of the run without a fault after all the others."""
+    """"model step" -> verdict of the run without a fault after all the others."""
     head: Mapping[str, str]
     seconds: float
 
@@ -63,6 +66,13 @@ class AuditOutcome:
     def all_caught(self) -> bool:
         """True when every fault was caught and the fault-free runs passed."""
         return all(f.caught for f in self.findings) and set(self.clean.values()) == {"PASS"}
+
+    @property
+    def exit_code(self) -> int:
+        """0 all caught, 3 a recorder failed without a fault, 1 a fault survived."""
+        if Verdict.ERROR.value in self.clean.values():
+            return 3
+        return 0 if self.all_caught else 1
 
     def as_json(self) -> dict[str, Any]:
         """Return the matrix for audit.json."""
@@ -77,53 +87,101 @@ class AuditOutcome:
         }
 
 
-def select_faults(names: str) -> list[Fault]:
-    """Return the comma-separated faults, or all of them.
+def select_faults(names: str, *, models: Sequence[str]) -> list[Fault]:
+    """Return the comma-separated faults, or all that the networks can have.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: a name is unknown, or a fault is of none of these networks.
     """
     wanted = [word.strip() for word in names.split(",") if word.strip()]
-    known = {fault.name: fault for fault in FAULTS}
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise ConfigError(f"unknown fault(s) {', '.join(unknown)}; faults: {', '.join(known)}")
-    return [known[name] for name in wanted] if wanted else list(FAULTS)
+    possible = {fault.name: fault for fault in FAULTS if fault.model in models}
+    unknown = [name for name in wanted if name not in possible]
+    if unknown or not possible:
+        raise ConfigError(
+            f"unknown fault(s) {', '.join(unknown) or '(any)'} of {', '.join(models)}; "
+            f"faults: {', '.join(possible) or 'none'}"
+        )
+    return [possible[name] for name in wanted] if wanted else list(possible.values())
 
 
 def audit(
-    config: Config, faults: Sequence[Fault], *, folder: Path, progress: Progress
+    configs: Sequence[Config], faults: Sequence[Fault], *, folder: Path, progress: Progress
 ) -> AuditOutcome:
-    """Record every fault and judge it against the one Torch record of its step."""
+    """Record every fault and judge it against its network's one Torch record of the step."""
     started = time.perf_counter()
-    config = config.model_copy(
+    parts: list[_Part] = []
+    with scratch_folder(folder, prefix="audit.") as work:
+        for config in configs:
+            own = [fault for fault in faults if fault.model == config.model.name]
+            if own:
+                parts.append(_Part(_shortened(config, folder), own, work / config.model.name))
+        jobs: dict[Side, list[Job]] = {
+            "torch": [part.job() for part in parts],
+            "paddle": [part.job_with_faults() for part in parts],
+        }
+        with Recording(jobs, work=work, logs=folder, device="cpu", progress=progress) as recording:
+            while len(recording.ended) < len(SIDES):
+                recording.pump(0.5)
+        findings = [finding for part in parts for finding in part.findings()]
+        clean = {key: verdict for part in parts for key, verdict in part.clean().items()}
+    head = {"commit": git_commit(), "code_digest": code_digest()}
+    for part in parts:
+        head[f"config_digest of {part.config.model.name}"] = part.config.digest()
+    return AuditOutcome(tuple(findings), clean, head, time.perf_counter() - started)
+
+
+def _shortened(config: Config, folder: Path) -> Config:
+    short = config.model_copy(
         update={
             "verify": config.verify.model_copy(update=SHORT),
             "schedule": config.schedule.model_copy(update=SHORT_SCHEDULE),
         }
     )
-    options = Options(out=folder, steps=tuple({fault.step for fault in faults}))
-    config = resolve_data(config, options)
-    folder.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="audit.", dir=folder))
-    steps = [step for step in STEPS if step.name in options.steps]
-    runs: dict[Side, list[Run]] = {"torch": [_run(step, work) for step in steps], "paddle": []}
-    for fault in faults:
-        step = step_named(fault.step)
-        runs["paddle"].append(_run(step, work / fault.name, fault=fault.name))
-    runs["paddle"] += [_run(step, work) for step in steps]
-    findings: list[Finding] = []
-    try:
-        with Recording(config, options, runs, work, progress=progress) as recording:
-            while len(recording.ended) < len(SIDES):
-                recording.pump(0.5)
-        for fault in faults:
-            findings.append(_finding(fault, work, config))
-        clean = {step.name: _judge(step, work, work, config).verdict.value for step in steps}
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    head = {"commit": git_commit(), "code_digest": code_digest(), "config_digest": config.digest()}
-    return AuditOutcome(tuple(findings), clean, head, time.perf_counter() - started)
+    return resolve_data(short, Options(out=folder, steps=()))
+
+
+class _Part:
+    """The faults of one network."""
+
+    def __init__(self, config: Config, faults: Sequence[Fault], work: Path) -> None:
+        self.config, self.faults, self.work = config, faults, work
+        names = {fault.step for fault in faults}
+        self.steps = [step for step in STEPS if step.name in names]
+        prepare_inputs(
+            work / "inputs", config, steps=[step.name for step in self.steps], real_frames=False
+        )
+        write_text(work / "config.yml", config.dump_yaml())
+
+    def job(self) -> Job:
+        """Return the job without faults, which is all that Torch records."""
+        return Job(
+            name=self.config.model.name,
+            config=self.work / "config.yml",
+            inputs=self.work / "inputs",
+            runs=[_run(step, self.work) for step in self.steps],
+        )
+
+    def job_with_faults(self) -> Job:
+        """Return the faults, and after them each step without one."""
+        runs = [
+            _run(step_named(fault.step), self.work / fault.name, fault=fault.name)
+            for fault in self.faults
+        ]
+        job = self.job()
+        return job.model_copy(update={"runs": [*runs, *job.runs]})
+
+    def findings(self) -> list[Finding]:
+        """Judge every fault."""
+        return [_finding(fault, self.work, self.config) for fault in self.faults]
+
+    def clean(self) -> dict[str, str]:
+        """Judge the runs without a fault."""
+        return {
+            f"{self.config.model.name} {step.name}": _judge(
+                step, self.work, self.work, self.config
+            ).verdict.value
+            for step in self.steps
+        }
 
 
 def _run(step: Step, folder: Path, *, fault: str | None = None) -> Run:
@@ -150,6 +208,7 @@ def _finding(fault: Fault, work: Path, config: Config) -> Finding:
     found = result.divergence.key if result.divergence else ""
     row = next((row for row in result.rows if row.key == found), None)
     return Finding(
+        model=fault.model,
         fault=fault.name,
         step=fault.step,
         title=fault.title,
@@ -171,12 +230,13 @@ def matrix_text(outcome: AuditOutcome) -> str:
         "audit: deliberate wrong ports of the Paddle side, each against the step it belongs to"
     ]
     lines += [f"{key}: {value}" for key, value in outcome.head.items()]
-    lines.append(f"{'verdict':9} {'step':12} {'fault':24} {'differs':>8}  starts at")
+    lines.append(f"{'verdict':9} {'model':14} {'step':12} {'fault':26} {'differs':>8}  starts at")
     for finding in sorted(outcome.findings, key=lambda f: f.caught):
         verdict = "caught" if finding.caught else "SURVIVED"
         where = finding.text or "nothing differs"
         lines.append(
-            f"{verdict:9} {finding.step:12} {finding.fault:24} {finding.relative:8.1e}  {where}"
+            f"{verdict:9} {finding.model:14} {finding.step:12} {finding.fault:26} "
+            f"{finding.relative:8.1e}  {where}"
         )
         if not finding.caught:
             lines.append(f"{'':9} expected the difference to start at {finding.expected}")

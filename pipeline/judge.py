@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare import (
+    SELF_FACTOR,
+    Allowance,
     Row,
     Verdict,
     compare_records,
     compare_tensor_float32,
+    compare_zero,
+    magnitude,
     matching,
     overall,
+    typical_rounding,
 )
 from pipeline.diagnose import Divergence, first_divergence
 from pipeline.records import Array, Record
@@ -86,6 +91,7 @@ def compare_float64(
 ) -> list[Row]:
     """Compare (torch, paddle) arrays at the step's bounds, and check what must not be empty."""
     rows = compare_records(*pair, bounds=step.bounds, constants=step.constants)
+    rows = _with_zeros(step, rows, pair, limit=ZERO_FLOAT64)
     return _with_vacuous(step, rows, pair, ignore_index)
 
 
@@ -110,11 +116,45 @@ def compare_float32(
             (pair32[0][key], pair32[1][key]),
             (pair64[0][key], pair64[1][key]),
             may_be_constant=free,
+            self_limit=SELF_FACTOR if step.rounding_by_tensor else np.inf,
         )
         rows.append(row)
+    if not step.rounding_by_tensor:
+        rows += typical_rounding(rows)
+    rows = _with_zeros(step, rows, pair32, limit=ZERO_FLOAT32)
     if not rows:
         rows.append(Row("(record)", Verdict.VACUOUS, "empty record: nothing was compared"))
     return _with_vacuous(step, rows, pair32, ignore_index)
+
+
+ZERO_FLOAT64, ZERO_FLOAT32 = 1e-12, 1e-4
+"""Share of the largest neighbour up to which a value that is zero by algebra passes as rounding."""
+
+
+def _with_zeros(
+    step: Step, rows: Sequence[Row], pair: Sequence[Mapping[str, Array]], *, limit: float
+) -> list[Row]:
+    """Judge anew the keys whose exact value is zero: beside their neighbours, not themselves."""
+    judged: list[Row] = []
+    for row in rows:
+        rule = zero_rule(step, row.key)
+        if rule is None or any(row.key not in arrays for arrays in pair):
+            judged.append(row)
+            continue
+        folder = row.key.rpartition("/")[0] + "/"
+        largest = max(magnitude(a) for key, a in pair[0].items() if key.startswith(folder))
+        reference, actual = pair[0][row.key], pair[1][row.key]
+        judged.append(
+            compare_zero(
+                row.key, reference, actual, largest=largest, limit=limit, reason=rule.reason
+            )
+        )
+    return judged
+
+
+def zero_rule(step: Step, key: str) -> Allowance | None:
+    """Return the rule by which a key's exact value is zero, if there is one."""
+    return next((rule for rule in step.zeros if matching(rule.pattern, key)), None)
 
 
 def _with_vacuous(
@@ -132,6 +172,8 @@ def _why_vacuous(
     step: Step, key: str, pair: Sequence[Mapping[str, Array]], ignore_index: int
 ) -> str:
     """Return why a passing row proves nothing, or an empty text."""
+    if zero_rule(step, key) is not None:
+        return ""
     for rule in step.nonzero:
         if matching(rule.pattern, key) and not all(np.any(arrays[key]) for arrays in pair):
             return f"all zero: {rule.reason}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import resource
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from common.config import load_config
+from common.config import Config, load_config
 from common.errors import InputError
 from common.files import file_digest, write_text
 from pipeline import probes
@@ -56,10 +57,10 @@ class Run(BaseModel):
     """Where its record goes."""
 
 
-class Plan(BaseModel):
-    """What one recorder does."""
+class Job(BaseModel):
+    """The runs of one configuration."""
 
-    side: Side
+    name: str
     config: Path
     """Resolved configuration."""
     inputs: Path
@@ -67,6 +68,15 @@ class Plan(BaseModel):
     runs: list[Run]
     weights: Path | None = None
     real_frames: bool = False
+    after: Path | None = None
+    """Begin when this folder has gone: the records of an earlier job, which have been judged."""
+
+
+class Plan(BaseModel):
+    """What one recorder does."""
+
+    side: Side
+    jobs: list[Job]
     device: str = "cpu"
     threads: int = 1
 
@@ -89,12 +99,28 @@ def emit(event: str, **fields: Any) -> None:
     sys.stdout.flush()
 
 
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else repr(error)
+
+
+def emit_failed(job: Job, run: Run, error: Exception) -> None:
+    """Tell the runner that a run will leave no record, and whether the user can mend it."""
+    emit(
+        "failed",
+        job=job.name,
+        step=run.step,
+        dtype=run.dtype,
+        fault=run.fault,
+        message=_message(error),
+        input_error=isinstance(error, InputError),
+    )
+
+
 class Recorder:
-    """Executes a plan's runs one after the other."""
+    """Executes a plan's jobs one after the other, with one side loaded."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.config = load_config(plan.config)
         self.side = load_side(plan.side)
         self.side.backend.set_device(plan.device)
         self.side.backend.set_threads(plan.threads)
@@ -102,23 +128,33 @@ class Recorder:
         if loaded != [plan.side]:
             raise RuntimeError(f"the {plan.side} recorder has loaded {loaded}; expected one")
 
-    def execute(self, run: Run) -> bool:
+    def execute(self, job: Job) -> bool:
+        """Record all runs of a job; False when one failed."""
+        _wait_until_gone(job.after)
+        try:
+            config = load_config(job.config)
+        except InputError as error:
+            for run in job.runs:
+                emit_failed(job, run, error)
+            return False
+        return all([self._execute(job, run, config) for run in job.runs])
+
+    def _execute(self, job: Job, run: Run, config: Config) -> bool:
         """Record one run; a failure is written down, and reported by returning False."""
         name = record_name(run.step, run.dtype, self.plan.side)
+        where = {"job": job.name, "step": run.step, "dtype": run.dtype, "fault": run.fault}
         started = time.perf_counter()
-        emit("start", step=run.step, dtype=run.dtype, fault=run.fault)
+        emit("start", **where)
         try:
             with self._fault(run.fault):
-                self._record(run)
+                self._record(job, run, config)
         except Exception as error:
             text = traceback.format_exc()
-            sys.stderr.write(f"{run.step} {run.dtype} {run.fault or ''}\n{text}\n")
-            message = str(error) if isinstance(error, InputError) else repr(error)
-            write_text(run.folder / f"{name}.error.txt", f"{message}\n\n{text}")
-            emit("failed", step=run.step, dtype=run.dtype, fault=run.fault, message=message)
+            sys.stderr.write(f"{job.name} {run.step} {run.dtype} {run.fault or ''}\n{text}\n")
+            write_text(run.folder / f"{name}.error.txt", f"{_message(error)}\n\n{text}")
+            emit_failed(job, run, error)
             return False
-        seconds = round(time.perf_counter() - started, 2)
-        emit("done", step=run.step, dtype=run.dtype, fault=run.fault, seconds=seconds)
+        emit("done", **where, seconds=round(time.perf_counter() - started, 2))
         return True
 
     def _fault(self, name: str | None) -> AbstractContextManager[Any]:
@@ -129,22 +165,16 @@ class Recorder:
 
         return inject(name, self.side)
 
-    def _record(self, run: Run) -> None:
-        saved = self.plan.inputs / f"{run.step}.npz"
+    def _record(self, job: Job, run: Run, config: Config) -> None:
+        saved = job.inputs / f"{run.step}.npz"
         case = Case(
-            config=self.config,
+            config=config,
             dtype=run.dtype,
             inputs=read_arrays(saved) if saved.is_file() else {},
-            weights=self.plan.weights,
-            real_frames=self.plan.real_frames,
+            weights=job.weights,
+            real_frames=job.real_frames,
         )
-        meta = self._meta(run, saved)
-        for part, arrays in PROBES[run.step](self.side, case):
-            name = record_name(run.step, run.dtype, self.plan.side, part)
-            write_record(run.folder, name, arrays, {**meta, "part": part})
-
-    def _meta(self, run: Run, saved: Path) -> Mapping[str, Any]:
-        return {
+        meta = {
             "side": self.plan.side,
             "step": run.step,
             "dtype": run.dtype,
@@ -153,18 +183,36 @@ class Recorder:
             "versions": self.side.backend.versions(),
             "device": self.plan.device,
             "threads": self.plan.threads,
-            "seed": self.config.verify.seed,
-            "config": self.config.digest(),
+            "seed": config.verify.seed,
+            "config": config.digest(),
             "inputs": file_digest(saved) if saved.is_file() else None,
-            "weights": file_digest(self.plan.weights) if self.plan.weights else "by rule",
+            "weights": file_digest(job.weights) if job.weights else "by rule",
         }
+        for part, arrays in PROBES[run.step](self.side, case):
+            name = record_name(run.step, run.dtype, self.plan.side, part)
+            write_record(run.folder, name, arrays, {**meta, "part": part})
+
+
+def _wait_until_gone(folder: Path | None) -> None:
+    """Keep a fast side from filling the disk with records that the other side is far from."""
+    parent = os.getppid()
+    while folder is not None and folder.exists():
+        if os.getppid() != parent:
+            raise RuntimeError("the process that started this recorder has gone")
+        time.sleep(0.1)
 
 
 def main() -> int:
-    """Execute the plan named on the command line; 0 when every run was recorded, else 3."""
+    """Execute the plan named on the command line; 0 when every run was recorded, else 2 or 3."""
     plan = Plan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    recorder = Recorder(plan)
-    recorded = [recorder.execute(run) for run in plan.runs]
+    try:
+        recorder = Recorder(plan)
+    except InputError as error:
+        for job in plan.jobs:
+            for run in job.runs:
+                emit_failed(job, run, error)
+        return 2
+    recorded = [recorder.execute(job) for job in plan.jobs]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     emit("end", peak_mib=round(peak), frameworks=frameworks_loaded())
     return 0 if all(recorded) else 3

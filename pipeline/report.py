@@ -22,6 +22,8 @@ from pipeline.steps import SIDES, Step
 CODE_FOLDERS = ("common", "for_paddle", "for_torch", "pipeline", "fake_data")
 WORST_IN_SUMMARY = 3
 _PART = re.compile(r"^iteration\d+/")
+_NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML cannot hold, not even escaped; terminal colours in a recorder's error."""
 
 
 def code_digest() -> str:
@@ -58,7 +60,7 @@ def write_reports(outcome: Outcome) -> list[Path]:
         digests[path.name] = hashlib.sha256(text.encode()).hexdigest()
         paths.append(path)
     summary = _summary(outcome, head, digests)
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_text(out / "junit.xml", _junit(outcome))
     return [*paths, out / "summary.json", out / "junit.xml"]
 
@@ -100,6 +102,8 @@ def _step_log(step: Step, results: Sequence[Result], head: dict[str, Any]) -> st
 
 def worst_verdict(results: Sequence[Result]) -> Verdict:
     """Return PASS when all results passed, else the first other verdict."""
+    if not results:
+        return Verdict.VACUOUS
     return next((r.verdict for r in results if not r.verdict.passed), Verdict.PASS)
 
 
@@ -217,7 +221,7 @@ def _result_summary(result: Result) -> dict[str, Any]:
                 "tensor": row.key,
                 "verdict": row.verdict.value,
                 "relative": finite(row.relative),
-                "bound": row.bound,
+                "bound": finite(row.bound),
                 "why": bound_for(row.key, result.step.bounds).reason,
                 "detail": row.detail,
             }
@@ -249,15 +253,17 @@ def _junit(outcome: Outcome) -> str:
         errors += kind == "error"
         skipped += kind == "skipped"
         failures += kind == "failure"
-        node = ElementTree.SubElement(case, kind, message=headline(result))
+        node = ElementTree.SubElement(case, kind, message=_NOT_IN_XML.sub("?", headline(result)))
         failing = [row for row in result.rows if not row.verdict.passed]
-        node.text = "\n".join(f"{r.verdict.value} {r.key} {r.detail}" for r in failing[:20])
+        lines = [f"{row.verdict.value} {row.key} {row.detail}" for row in failing[:20]]
+        node.text = _NOT_IN_XML.sub("?", "\n".join(lines))
     suite.set("tests", str(len(outcome.results)))
     suite.set("failures", str(failures))
     suite.set("errors", str(errors))
     suite.set("skipped", str(skipped))
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    # as bytes, for the declaration must name the encoding of the file, not that of the terminal
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
 def headline(result: Result) -> str:

@@ -15,6 +15,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_artefacts(
         artefacts: step -> side -> key -> array.
 
     Returns:
-        Name of each pair -> reprod_log's own verdict.
+        Name of each pair -> reprod_log's own verdict; empty when it is not installed.
     """
     for step, sides in artefacts.items():
         name = _WANTED[step][0]
@@ -79,6 +80,8 @@ def write_artefacts(
                 temporary.open("wb") as stream,
             ):
                 np.save(stream, pair)
+    if find_spec("reprod_log") is None:
+        return {}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.reprod", str(folder)],
         capture_output=True,

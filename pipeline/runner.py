@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common.config import Config
+from common.datasets import load_samples
 from common.errors import ConfigError, InputError
-from common.files import write_text
+from common.files import scratch_folder, write_text
 from common.weights import read_weights
 from fake_data import scenes
 from pipeline.compare import Row, Verdict
 from pipeline.inputs import prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
-from pipeline.record import Plan, Run, frameworks_loaded
+from pipeline.record import Job, Run, frameworks_loaded
+from pipeline.recording import Progress, Recording
 from pipeline.records import Record, has_record, read_record, record_name, remove_record
-from pipeline.steps import SIDES, STEPS, Side, Step
+from pipeline.steps import SIDES, STEPS, Step, step_named
 from pipeline.training import FLOOR_PART, snapshot_part
 
 SCENES_HW = (256, 512)
 SCENES_TRAIN, SCENES_VAL = 8, 4
-
-Progress = Callable[[Mapping[str, Any]], None]
-"""Called with the recorders' events and with {"event": "judged", ...} for every result."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,12 @@ def resolve_data(config: Config, options: Options) -> Config:
     update: dict[str, Any] = {"root": root.resolve()}
     if options.data is None:
         update |= {"train_list": None, "val_list": None}
-    return config.model_copy(update={"data": config.data.model_copy(update=update)})
+    data = config.data.model_copy(update=update)
+    if options.data is not None:
+        # both splits, before any process is started: lists, folders, that every file exists
+        load_samples(data, "train")
+        load_samples(data, "val")
+    return config.model_copy(update={"data": data})
 
 
 def selected_steps(names: Sequence[str]) -> list[Step]:
@@ -123,177 +119,87 @@ def selected_steps(names: Sequence[str]) -> list[Step]:
 
 
 def verify(config: Config, options: Options, *, progress: Progress) -> Outcome:
-    """Record and compare all selected steps.
+    """Record and compare all selected steps of one configuration; see verify_all."""
+    return verify_all([(config, options)], logs=options.out, progress=progress)[0]
+
+
+def verify_all(
+    experiments: Sequence[tuple[Config, Options]], *, logs: Path, progress: Progress
+) -> list[Outcome]:
+    """Record and compare all selected steps of several configurations, with two recorders in all.
 
     Args:
-        config: the experiment, as loaded.
-        options: what to run and where the logs go.
+        experiments: configurations, as loaded, and what to run of each. All on one device.
+        logs: folder of the recorders' error output.
         progress: told about every event.
 
     Returns:
-        Results in the table's order; nothing is written to ``options.out`` but the recorders'
-        own logs. Records are kept in a temporary folder and removed.
+        One outcome per experiment, its results in the table's order. Nothing is written to the
+        ``out`` folders but the recorders' own logs; records are temporary.
 
     Raises:
-        InputError: data, weights or folders cannot be used.
+        InputError: data, weights or folders cannot be used, found here or by a recorder.
     """
+    outcomes: list[Outcome] = []
+    with scratch_folder(logs, prefix="records.") as work:
+        prepared = [
+            _prepare(config, options, work / str(number))
+            for number, (config, options) in enumerate(experiments)
+        ]
+        jobs = [job for _, job in prepared]
+        for job, earlier in zip(jobs[2:], jobs, strict=False):
+            job.after = earlier.inputs.parent
+        device = experiments[0][1].device
+        with Recording(
+            {side: jobs for side in SIDES}, work=work, logs=logs, device=device, progress=progress
+        ) as recording:
+            for (config, job), (_, options) in zip(prepared, experiments, strict=True):
+                started = time.perf_counter()
+                outcome = Outcome(config, options, [])
+                Judging(recording, outcome, job).run()
+                shutil.rmtree(job.inputs.parent, ignore_errors=True)
+                outcome.seconds = time.perf_counter() - started
+                outcomes.append(outcome)
+            _collect_peaks(recording, outcomes)
+    if loaded := frameworks_loaded():
+        raise RuntimeError(f"the comparing process has loaded {loaded}; its verdict is void")
+    return outcomes
+
+
+def _prepare(config: Config, options: Options, folder: Path) -> tuple[Config, Job]:
+    """Resolve the data, write the inputs, and return the job of both recorders."""
     steps = selected_steps(options.steps)
-    started = time.perf_counter()
     config = resolve_data(config, options)
     if options.weights is not None:
         read_weights(options.weights)
-    outcome = Outcome(config, options, [])
-    options.out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="records.", dir=options.out))
-    try:
-        runs = [
-            Run(step=step.name, dtype=dtype, folder=work) for step in steps for dtype in step.dtypes
-        ]
-        with Recording(
-            config, options, {side: runs for side in SIDES}, work, progress=progress
-        ) as recording:
-            Judging(recording, outcome, steps).run()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if loaded := frameworks_loaded():
-        raise RuntimeError(f"the comparing process has loaded {loaded}; its verdict is void")
-    outcome.seconds = time.perf_counter() - started
-    return outcome
+    real = options.data is not None
+    names = [step.name for step in steps]
+    prepare_inputs(folder / "inputs", config, steps=names, real_frames=real)
+    write_text(folder / "config.yml", config.dump_yaml())
+    return config, Job(
+        name=options.out.name,
+        config=folder / "config.yml",
+        inputs=folder / "inputs",
+        runs=[
+            Run(step=step.name, dtype=dtype, folder=folder)
+            for step in steps
+            for dtype in step.dtypes
+        ],
+        weights=options.weights,
+        real_frames=real,
+    )
 
 
-class Recording:
-    """The two recorder processes of a run and their events."""
-
-    def __init__(
-        self,
-        config: Config,
-        options: Options,
-        runs: Mapping[Side, Sequence[Run]],
-        work: Path,
-        *,
-        progress: Progress,
-    ) -> None:
-        self.config, self.options, self.work = config, options, work
-        self.progress = progress
-        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
-        self.failed: dict[tuple[Side, str, str], str] = {}
-        self.seconds: dict[tuple[str, str], dict[str, float]] = {}
-        self.peak_mib: dict[str, int] = {}
-        self.ended: dict[Side, int] = {}
-        self.processes: dict[Side, subprocess.Popen[str]] = {}
-        names = sorted({run.step for side in SIDES for run in runs[side]})
-        prepare_inputs(work / "inputs", config, steps=names, real_frames=options.data is not None)
-        write_text(work / "config.yml", config.dump_yaml())
-        for side in SIDES:
-            self._start(side, list(runs[side]))
-
-    def _start(self, side: Side, runs: list[Run]) -> None:
-        plan = Plan(
-            side=side,
-            config=self.work / "config.yml",
-            inputs=self.work / "inputs",
-            runs=runs,
-            weights=self.options.weights,
-            real_frames=self.options.data is not None,
-            device=self.options.device,
-            threads=recorder_threads(),
-        )
-        path = self.work / f"plan_{side}.json"
-        write_text(path, plan.model_dump_json())
-        log = (self.options.out / f"recorder_{side}.log").open("w", encoding="utf-8")
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.record", str(path)],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=recorder_environment(),
-                # a group of its own: Ctrl-C reaches this process only, which then ends the group
-                # with all its loader processes
-                start_new_session=True,
-            )
-        self.processes[side] = process
-        assert process.stdout is not None
-        reader = threading.Thread(target=self._read, args=(side, process.stdout), daemon=True)
-        reader.start()
-
-    def _read(self, side: Side, stream: IO[str]) -> None:
-        for line in stream:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                # a library that prints: not ours to judge
-                continue
-            if isinstance(event, dict):
-                self.events.put({**event, "side": side})
-        code = self.processes[side].wait()
-        self.events.put({"event": "exit", "side": side, "code": code})
-
-    def pump(self, seconds: float) -> None:
-        """Take in one event, waiting at most that long."""
-        try:
-            event = self.events.get(timeout=seconds)
-        except queue.Empty:
-            return
-        side: Side = event["side"]
-        if event["event"] == "failed":
-            self.failed[(side, event["step"], event["dtype"])] = event["message"]
-        elif event["event"] == "done":
-            times = self.seconds.setdefault((event["step"], event["dtype"]), {})
-            times[side] = event["seconds"]
-        elif event["event"] == "end":
-            self.peak_mib[side] = event["peak_mib"]
-        elif event["event"] == "exit":
-            self.ended[side] = event["code"]
-        self.progress(event)
-
-    def problem(self, step: str, dtype: str) -> str:
-        """Return why a step's records will never come, or an empty text."""
-        for side in SIDES:
-            message = self.failed.get((side, step, dtype))
-            if message is not None:
-                return f"{side} recorder: {message}"
-            if side in self.ended and side not in self.seconds.get((step, dtype), {}):
-                code = self.ended[side]
-                how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                return f"{side} recorder {how}; see {self.options.out}/recorder_{side}.log"
-        return ""
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes.values():
-            # the whole group, even when the recorder itself has gone: its loader processes
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            process.wait()
-
-
-def recorder_threads() -> int:
-    """Return the threads of one recorder: both run at the same time."""
-    return max(1, (os.cpu_count() or 2) // len(SIDES))
-
-
-def recorder_environment() -> dict[str, str]:
-    """Return the children's environment: thread counts, and an allocator that keeps its memory.
-
-    Giving large blocks back after each operation costs both frameworks a third of their time in
-    page faults; spinning threads cost as much when the two recorders share two cores.
-    """
-    threads = str(recorder_threads())
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": "20000000000",
-        "PYTHONUNBUFFERED": "1",
-    }
+def _collect_peaks(recording: Recording, outcomes: Sequence[Outcome]) -> None:
+    """Wait for the recorders' last events: their peak memory. A dead or stopped one has none."""
+    verdicts = {result.verdict for outcome in outcomes for result in outcome.results}
+    deadline = time.perf_counter() + 20
+    while len(recording.ended) < len(SIDES) and time.perf_counter() < deadline:
+        if verdicts & {Verdict.NOT_RUN, Verdict.ERROR}:
+            break
+        recording.pump(0.2)
+    for outcome in outcomes:
+        outcome.peak_mib = recording.peak_mib
 
 
 def snapshot_parts(config: Config) -> list[str]:
@@ -306,9 +212,10 @@ def snapshot_parts(config: Config) -> list[str]:
 class Judging:
     """Compares records as they appear, and deletes them when they are no longer needed."""
 
-    def __init__(self, recording: Recording, outcome: Outcome, steps: Sequence[Step]) -> None:
-        self.recording, self.outcome = recording, outcome
-        self.pending = [(step, dtype) for step in steps for dtype in step.dtypes]
+    def __init__(self, recording: Recording, outcome: Outcome, job: Job) -> None:
+        self.recording, self.outcome, self.job = recording, outcome, job
+        self.work = job.inputs.parent
+        self.pending = [(step_named(run.step), run.dtype) for run in job.runs]
         self.snapshot_rows: list[Row] = []
         self.snapshots_due = snapshot_parts(outcome.config)
         self.ignore_index = outcome.config.data.ignore_index
@@ -320,18 +227,11 @@ class Judging:
             self._snapshots()
             while self.pending and (result := self._next()) is not None:
                 self._accept(result)
-        # the recorders' last events: their peak memory
-        deadline = time.perf_counter() + 20
-        while len(self.recording.ended) < len(SIDES) and time.perf_counter() < deadline:
-            if any(result.verdict is Verdict.NOT_RUN for result in self.outcome.results):
-                break
-            self.recording.pump(0.2)
-        self.outcome.peak_mib = self.recording.peak_mib
 
     def _accept(self, result: Result) -> None:
         self.pending.pop(0)
         self.outcome.results.append(result)
-        self.recording.progress({"event": "judged", "result": result})
+        self.recording.progress({"event": "judged", "job": self.job.name, "result": result})
         if result.verdict.passed or self.outcome.options.keep_going:
             return
         for step, dtype in self.pending:
@@ -343,10 +243,10 @@ class Judging:
         """Return the result of the first pending run, or None while it is being recorded."""
         step, dtype = self.pending[0]
         names = [record_name(step.name, dtype, side) for side in SIDES]
-        work = self.recording.work
-        times = self.recording.seconds.get((step.name, dtype), {})
+        work = self.work
+        times = self.recording.seconds.get((self.job.name, step.name, dtype), {})
         if len(times) < len(SIDES):
-            problem = self.recording.problem(step.name, dtype)
+            problem = self.recording.problem(self.job.name, step.name, dtype)
             return Result(step, dtype, Verdict.ERROR, message=problem) if problem else None
         self._snapshots()
         pair = [read_record(work, name) for name in names]
@@ -361,7 +261,7 @@ class Judging:
     def _judge(self, step: Step, dtype: str, pair: list[Record]) -> Result:
         arrays = [record.arrays for record in pair]
         if dtype == "float32" and "float64" in step.dtypes:
-            work = self.recording.work
+            work = self.work
             part = FLOOR_PART if step.name == "training" else ""
             names = [record_name(step.name, "float64", side, part) for side in SIDES]
             if not all(has_record(work, name) for name in names):
@@ -380,11 +280,13 @@ class Judging:
     def _snapshots(self) -> None:
         """Compare the training's snapshots as soon as both sides have written them."""
         step = next((step for step, _ in self.pending if step.name == "training"), None)
-        work = self.recording.work
-        for part in list(self.snapshots_due) if step else ():
+        if step is None:
+            return
+        work = self.work
+        for part in list(self.snapshots_due):
             names = [record_name("training", "float64", side, part) for side in SIDES]
-            if step is None or not all(has_record(work, name) for name in names):
-                break
+            if not all(has_record(work, name) for name in names):
+                continue
             pair = [read_record(work, name).arrays for name in names]
             prefixed = [{f"{part}/{k}": v for k, v in arrays.items()} for arrays in pair]
             rows = compare_float64(step, prefixed, ignore_index=self.ignore_index)

@@ -118,11 +118,18 @@ class _Run:
         return self.series() | self.state() | self.moved()
 
     def moved(self) -> dict[str, Array]:
-        """Return how far each parameter and buffer has moved since the start."""
+        """Return how far each parameter and buffer has moved since the start.
+
+        Those that the recipe never updates, or the network never runs, are left out.
+        """
+        ungrouped: tuple[str, ...] = getattr(self.model, "ungrouped", ())
+        unused: tuple[str, ...] = getattr(self.model, "unused", ())
+        still = tuple(f"{layer}." for layer in unused)
         now = self.side.backend.state_arrays(self.model)
         return {
             f"moved/{name}": np.asarray(np.abs(array - self.start[name]).max())
             for name, array in now.items()
+            if name not in ungrouped and not name.startswith(still)
         }
 
     def validation(self) -> dict[str, Array]:

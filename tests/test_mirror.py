@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FREE = ("backend.py", "loading.py")
+FREE = ("backend.py", "checkpoints.py", "loading.py")
 """Free to differ inside: only the signatures of public functions are compared."""
 
 # ---- spelling: Paddle -> Torch ----------------------------------------------------------------
 # a dotted name not listed keeps its path: paddle.nn.ReLU is torch.nn.ReLU
 NAMES = {
     "paddle.nn.Layer": "torch.nn.Module",
+    "paddle.nn.LayerList": "torch.nn.ModuleList",
     "paddle.nn.Conv2D": "torch.nn.Conv2d",
+    "paddle.nn.AvgPool2D": "torch.nn.AvgPool2d",
     "paddle.nn.BatchNorm2D": "torch.nn.BatchNorm2d",
     "paddle.nn.MaxPool2D": "torch.nn.MaxPool2d",
     "paddle.concat": "torch.cat",
@@ -42,6 +44,8 @@ IMPLIED = {
     ("torch.nn.functional.interpolate", "align_mode"): 0,
     ("torch.nn.functional.cross_entropy", "dim"): 1,
 }
+# arguments that say the opposite: (function, Paddle's keyword) -> Torch's keyword
+OPPOSITE = {("torch.nn.AvgPool2d", "exclusive"): "count_include_pad"}
 # Paddle's initialisers are objects: initializer.Normal(...)(tensor) is init.normal_(tensor, ...)
 CURRIED = "torch.nn.init."
 
@@ -55,6 +59,18 @@ class Exemption:
 
 EXEMPT = (
     Exemption("layers.py", "BatchNorm2d", "Paddle's deviations are mended around its kernel"),
+    *(
+        Exemption("layers.py", symbol, reason)
+        for symbol, reason in {
+            "_batch_norm": "the mending, for both of Paddle's BatchNorm layers",
+            "InPlaceABN": "Paddle's deviations are mended around its kernel",
+            "AvgPool2d": "Paddle's gradient keeps 1 / window as float32, also in float64",
+            "leaky_relu": "Paddle's kernel has a float32 slope, and another one at 0",
+            "resize_bilinear": "Paddle's kernel keeps its ratio as float32, also in float64",
+            "_ratio_fits_kernel": "asked by Paddle's resize_bilinear",
+            "interpolation_matrix": "used by Paddle's resize_bilinear in float64",
+        }.items()
+    ),
     *(
         Exemption("optim.py", symbol, reason)
         for symbol, reason in {
@@ -110,6 +126,9 @@ class _Speller(ast.NodeTransformer):
             node = ast.Call(inner.func, [*node.args, *inner.args], inner.keywords)
         for keyword in node.keywords:
             keyword.arg = KEYWORDS.get(keyword.arg or "", keyword.arg)
+            opposite = OPPOSITE.get((_name(node.func), keyword.arg or ""))
+            if opposite is not None and isinstance(keyword.value, ast.Constant):
+                keyword.arg, keyword.value = opposite, ast.Constant(not keyword.value.value)
         node.keywords = [k for k in node.keywords if not _implied(_name(node.func), k)]
         return node
 
@@ -352,6 +371,15 @@ def test_the_snippets_of_both_sides_are_shown() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("argument", "same"), [(", exclusive=False", True), (", exclusive=True", False), ("", False)]
+)
+def test_an_argument_that_says_the_opposite_is_turned(argument: str, same: bool) -> None:
+    torch = "from torch import nn\nPOOL = nn.AvgPool2d(3, count_include_pad=True)"
+    paddle = f"from paddle import nn\nPOOL = nn.AvgPool2D(3{argument})"
+    assert (differences("x.py", torch, paddle) == []) == same
+
+
 def test_the_order_counts() -> None:
     imports, constant, rest = PADDLE.partition("LIMIT = 3\n")
     (text,) = differences("x.py", TORCH, imports + rest + constant)
@@ -365,7 +393,8 @@ def test_the_order_counts() -> None:
         ("models/bisenetv1.py", "scale=16", "scale=8"),
         ("models/bisenetv1.py", "[spatial, context]", "[context, spatial]"),
         ("models/resnet.py", "stride=2", "stride=1"),
-        ("layers.py", ", align_corners=False", ", align_corners=True"),
+        ("models/bisenetv2.py", "groups=groups,", "groups=1,"),
+        ("layers.py", 'mode="nearest"', 'mode="bilinear"'),
         ("layers.py", "axis=[2, 3]", "axis=[2]"),
     ],
 )

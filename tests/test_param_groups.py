@@ -49,6 +49,14 @@ def test_rule_by_hand() -> None:
     }
 
 
+def test_what_the_recipe_never_updates_is_in_no_group() -> None:
+    parameters = {"cp.conv.weight": 4, "cp.bn.weight": 1, "cp.bn.bias": 1}
+    groups = assign_groups(parameters, head_modules=(), ungrouped=("cp.bn.weight", "cp.bn.bias"))
+    assert groups == {"cp.conv.weight": "decay"}
+    with pytest.raises(ValueError, match=r"ungrouped names cp\.bm\.bias; expected"):
+        assign_groups(parameters, head_modules=(), ungrouped=("cp.bm.bias",))
+
+
 def test_options_of_the_groups() -> None:
     table = group_table(OptimizerConfig(base_lr=0.01, weight_decay=5e-4))
     assert {name: (g.lr_mult, g.weight_decay) for name, g in table.items()} == {

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.errors import WeightsError
-from common.weight_names import canonical_to_paddle, is_batch_counter, paddle_to_canonical
-from common.weights import check_names_and_shapes, read_weights, write_weights
+from common.errors import InputError, WeightsError
+from common.weight_names import (
+    canonical_to_paddle,
+    is_batch_counter,
+    is_linear_weight,
+    paddle_to_canonical,
+    turn_linear,
+)
+from common.weights import check_names_and_shapes, read_checkpoint, read_weights, write_weights
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -89,8 +95,9 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(WeightsError, match=r"folder\.safetensors: cannot be read"):
         read_weights(tmp_path / "folder.safetensors")
-    with pytest.raises(WeightsError, match=r"w\.safetensors: cannot be written"):
-        write_weights(tmp_path / "nowhere" / "w.safetensors", ARRAYS)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*w\.safetensors"):
+        write_weights(tmp_path / "file" / "w.safetensors", ARRAYS)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20, 120, -1])
@@ -109,12 +116,35 @@ def test_a_file_of_other_content_is_named(tmp_path: Path) -> None:
         read_weights(path)
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.pdparams", "w"])
+@pytest.mark.parametrize("name", ["w.pth", "w.npz", "w"])
 def test_other_types_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(WeightsError, match=r"not supported; expected \.safetensors"):
+    with pytest.raises(WeightsError, match=r"not supported; expected \.safetensors or \.pdparams"):
         read_weights(tmp_path / name)
     with pytest.raises(WeightsError, match="not supported"):
         write_weights(tmp_path / name, ARRAYS)
+
+
+def test_torch_files_are_told_to_be_converted(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"bisenet convert w\.pth w\.safetensors --model NAME"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_the_model_is_kept_beside_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_weights(path, ARRAYS, model="stdc1")
+    assert read_checkpoint(path).model == "stdc1"
+    write_weights(path, ARRAYS)
+    assert read_checkpoint(path).model == ""
+
+
+def test_fully_connected_weights_alone_are_turned() -> None:
+    assert is_linear_weight("cp.backbone.fc.weight", (4, 4))
+    assert not is_linear_weight("conv.weight", (4, 4, 1, 1))
+    assert not is_linear_weight("bn.weight", (4,))
+    assert not is_linear_weight("weight.table", (4, 4))
+    array = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(turn_linear("fc.weight", array), [[0, 3], [1, 4], [2, 5]])
+    assert turn_linear("fc.table", array) is array
 
 
 def test_every_misfit_is_listed() -> None:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 from common.errors import ConfigError
 from for_torch.models.bisenetv1 import BiSeNetV1
+from for_torch.models.bisenetv1_2019 import BiSeNetV1First
+from for_torch.models.bisenetv2 import BiSeNetV2
+from for_torch.models.bisestdc import BISESTDC2_STRIDES, BISESTDC_STRIDES, BiSeSTDC
+from for_torch.models.stdcnet import STDC1_LAYERS, STDC2_LAYERS
+from for_torch.models.stdcseg import STDCSeg
 
-MODELS: dict[str, type[BiSeNetV1]] = {
+Network: TypeAlias = BiSeNetV1 | BiSeNetV1First | BiSeNetV2 | STDCSeg | BiSeSTDC
+
+MODELS: dict[str, Callable[..., Network]] = {
     "bisenetv1": BiSeNetV1,
+    "bisenetv1_2020": partial(BiSeNetV1, form="2020", norm="inplace_abn"),
+    "bisenetv1_fp16_2020": partial(BiSeNetV1, form="2020"),
+    "bisenetv1_diss": partial(BiSeNetV1, form="2020", norm="inplace_abn", spatial_path=False),
+    "bisenetv1_diss_bn": partial(BiSeNetV1, form="2020", spatial_path=False),
+    "bisenetv1_2019": BiSeNetV1First,
+    "bisenetv2": BiSeNetV2,
+    "bisenetv2_2020": partial(BiSeNetV2, form="2020"),
+    "stdc1": partial(STDCSeg, layers=STDC1_LAYERS),
+    "stdc2": partial(STDCSeg, layers=STDC2_LAYERS),
+    "bisestdc": partial(BiSeSTDC, spatial_base=64, spatial_strides=BISESTDC_STRIDES),
+    "bisestdc2": partial(BiSeSTDC, spatial_base=128, spatial_strides=BISESTDC2_STRIDES),
 }
 
 
-def build_model(name: str, *, classes: int, aux_heads: bool = True) -> BiSeNetV1:
+def build_model(name: str, *, classes: int, aux_heads: bool = True) -> Network:
     """Build a network on the current device, in the default dtype, with fresh weights.
 
     Args:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.faults.backward import BACKWARD
+from pipeline.faults.bisenetv2 import BISENETV2
 from pipeline.faults.data import DATA
 from pipeline.faults.forward import FORWARD
 from pipeline.faults.loss import LOSS
@@ -23,6 +24,7 @@ from pipeline.faults.training import TRAINING
 
 FAULTS: tuple[Fault, ...] = (
     *DATA, *FORWARD, *METRIC, *LOSS, *BACKWARD, *SCHEDULE, *OPTIMIZER, *TRAINING,
+    *BISENETV2,
 )  # fmt: skip
 
 

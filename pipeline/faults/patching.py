@@ -24,6 +24,8 @@ class Fault:
     """Shell pattern of the record key where the difference must start."""
     title: str
     patch: Patch
+    model: str = "bisenetv1"
+    """Network that can have this fault."""
 
 
 def in_model(change: Callable[[Any, Any], None]) -> Patch:

@@ -166,7 +166,7 @@ def test_parts_of_a_tuple_are_named(side: Any) -> None:
     path = side.models.bisenetv1.ContextPath()
     path.eval()
     with side.backend.no_grad(), side.backend.capture_outputs(path) as outputs:
-        feature8, feature16 = path(_image(side, (1, 3, 32, 32)))
+        feature8, feature16, _ = path(_image(side, (1, 3, 32, 32)))
     assert [key for key in outputs if key.startswith("resnet.") and key[7:].isdigit()] == [
         "resnet.0",
         "resnet.1",

@@ -206,3 +206,43 @@ def test_uniform_initialisation(side: Any) -> None:
     assert abs(state["weight"].std() * 24 * math.sqrt(3) - 1) < 0.02
     assert abs(_kurtosis(state["weight"]) - 1.8) < 0.05
     assert 0 < abs(state["bias"]).max() * 24 <= 1 + 1e-6
+
+
+def test_fan_out_initialisation(side: Any) -> None:
+    side.backend.set_default_dtype("float64")
+    side.backend.seed_everything(0)
+    for name, groups in (("full", 1), ("depthwise", 96)):
+        conv = _grouped_conv(side, groups=groups)
+        side.layers.init_conv_fan_out(conv)
+        state = side.backend.state_arrays(conv)
+        weight = state["weight"]
+        assert weight.shape == (576, 96 // groups, 3, 3)
+        # fan_out = 576 * 9, also for the grouped one; 5 times the sampling error of a std
+        std = math.sqrt(2 / (576 * 9))
+        assert weight.std() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.size)), name
+        assert abs(weight.mean()) <= 5 * std / math.sqrt(weight.size)
+        assert _kurtosis(weight) == pytest.approx(3, abs=5 * math.sqrt(24 / weight.size))
+        np.testing.assert_array_equal(state["bias"], np.zeros(576))
+
+
+def _grouped_conv(side: Any, *, groups: int) -> Any:
+    nn = side.layers.nn
+    conv = nn.Conv2d if side.name == "torch" else nn.Conv2D
+    return conv(96, 576, kernel_size=3, groups=groups)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_average_pool_counts_the_padding(side: Any, dtype: str) -> None:
+    pool = side.layers.AvgPool2d(kernel_size=3, stride=2, padding=1)
+    x = side.backend.leaf_tensor(np.arange(1, 10, dtype=dtype).reshape(1, 1, 3, 3))
+    pooled = pool(x)
+    rtol = {"float32": 1e-6, "float64": 1e-15}[dtype]
+    # 1 + 2 + 4 + 5, 2 + 3 + 5 + 6, 4 + 5 + 7 + 8, 5 + 6 + 8 + 9: four pixels, divided by nine
+    expected = np.array([[12, 16], [24, 28]]) / 9
+    found = side.backend.to_numpy(pooled)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found[0, 0], expected, rtol=rtol)
+    pooled.sum().backward()
+    # the middle pixel is in all four windows
+    windows = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 9
+    np.testing.assert_allclose(side.backend.to_numpy(x.grad)[0, 0], windows, rtol=rtol)

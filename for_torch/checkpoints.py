@@ -1,0 +1,122 @@
+"""Torch's own weights files, and what our models consist of, for ``bisenet convert``."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.checkpoints import Array, Checkpoint, checkpoint_from
+from common.errors import WeightsError
+from common.files import atomic_path
+from common.fitting import Structure
+from common.weight_names import is_batch_counter
+from for_torch.layers import InPlaceABN
+from for_torch.models import build_model
+
+_REFUSED = re.compile(r"unsupported (?:global|class):?\s+(?:GLOBAL )?([\w.]+)", re.IGNORECASE)
+"""How torch's explanation names what weights_only does not allow."""
+
+
+def read_own(path: Path) -> Checkpoint:
+    """Read a file of torch.save, with weights_only: it cannot run code.
+
+    Raises:
+        WeightsError: the file is missing, truncated, damaged, or refused because it holds more
+            than data.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path}: the weights file is empty; write or download it again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # bytes that are no checkpoint make torch raise nearly anything
+    except Exception as error:
+        asked = _REFUSED.search(str(error))
+        if asked:
+            raise WeightsError(
+                f"{path}: refused, it holds more than weights or is damaged (it asks for "
+                f"{asked[1]}); a pickled model has to be saved as model.state_dict() by the code "
+                "it came from. Do not load it with weights_only=False unless you trust its origin"
+            ) from None
+        raise WeightsError(
+            f"{path}: truncated or damaged, {path.stat().st_size} bytes are no checkpoint of "
+            f"torch ({_reason(error)}); write or download it again"
+        ) from None
+    return checkpoint_from(_arrays(content, path), where=str(path), counted=True)
+
+
+def write_own(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write a state dict that torch.load reads with weights_only.
+
+    Args:
+        path: where; its folder is made if need be.
+        arrays: Torch's state-dict names -> arrays, in order. Names with the same array share one
+            tensor in the file.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    tensors = {id(array): torch.from_numpy(np.array(array, order="C")) for array in arrays.values()}
+    state = OrderedDict((name, tensors[id(array)]) for name, array in arrays.items())
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@functools.cache
+def model_structure(name: str, *, classes: int) -> Structure:
+    """Return what a model consists of.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    model = build_model(name, classes=classes)
+    other = build_model(name, classes=classes + 1)
+    names = tuple(model.state_dict())
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return Structure(
+        model=name,
+        classes=classes,
+        shapes={key: shape for key, shape in shapes.items() if not is_batch_counter(key)},
+        names=names,
+        inplace_abn=frozenset(
+            f"{key}.weight" for key, layer in model.named_modules() if isinstance(layer, InPlaceABN)
+        ),
+        class_dependent=frozenset(
+            key for key, tensor in other.state_dict().items() if tuple(tensor.shape) != shapes[key]
+        ),
+    )
+
+
+def _arrays(content: object, path: Path) -> object:
+    """Replace tensors by arrays, which share their memory."""
+    if isinstance(content, torch.Tensor):
+        if content.layout != torch.strided or content.is_quantized:
+            raise WeightsError(
+                f"{path}: holds a tensor of layout {content.layout}, quantised: "
+                f"{content.is_quantized}; expected dense, unquantised weights"
+            )
+        dense = content.detach()
+        # numpy has no bfloat16; float32 holds its values exactly
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+    if isinstance(content, Mapping):
+        return {key: _arrays(value, path) for key, value in content.items()}
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """Return the core of torch's explanation, which is long and advises to load unsafely."""
+    lines = str(error).splitlines()
+    core = [line.partition("WeightsUnpickler error: ")[2] for line in lines]
+    if "weights_only" not in str(error) and lines:
+        core.append(lines[0])
+    return next(filter(None, core), type(error).__name__)

@@ -1,0 +1,429 @@
+"""Wrong ports that only BiSeNetV2 can have: its layers, its heads, its parameter groups.
+
+How a fresh network starts (weight 0 of the last BatchNorm, fan_out) and how much the heads drop
+cannot show here, because every step starts from given weights without dropout:
+tests/sides/test_bisenetv2.py holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.faults.patching import Fault, Patch, at, forward_of, functional, in_model, replaced
+
+Make = Callable[[Any, Any], Any]
+
+
+def _identity(layer: Any, side: Any) -> Any:
+    return lambda x: x
+
+
+def _then_relu(layer: Any, side: Any) -> Any:
+    right = layer.forward
+    return lambda x: functional(side).relu(right(x))
+
+
+def _convolved(**options: Any) -> Make:
+    def make(layer: Any, side: Any) -> Any:
+        return lambda x: functional(side).conv2d(x, layer.weight, **options)
+
+    return make
+
+
+def _tiled_channels(layer: Any, side: Any) -> Any:
+    # right: the six outputs of a channel lie side by side
+    groups = layer.weight.shape[0]
+    convolve = _convolved(stride=2, padding=1, groups=groups)(layer, side)
+    return lambda x: convolve(x.tile([1, groups // x.shape[1], 1, 1]))
+
+
+def _stride_in_second(model: Any, side: Any) -> None:
+    for path, stride in (("dwconv1.0", 1), ("dwconv2.0", 2)):
+        layer = at(model, f"segment.S4.0.{path}")
+        groups = 32 if path == "dwconv1.0" else 192
+        layer.forward = _convolved(stride=stride, padding=1, groups=groups)(layer, side)
+
+
+def _added_after_relu(layer: Any, side: Any) -> Any:
+    return lambda x: layer.relu(layer.conv2(layer.dwconv(layer.conv1(x)))) + x
+
+
+def _same_padding(layer: Any, side: Any) -> Any:
+    convolve = _convolved(stride=2, padding=0)(layer, side)
+    return lambda x: convolve(functional(side).pad(x, [0, 1, 0, 1]))
+
+
+def _halves_swapped(layer: Any, side: Any) -> Any:
+    right = layer.forward
+    return lambda x: right(x.roll(x.shape[1] // 2, axis=1))
+
+
+def _mean_for_max(layer: Any, side: Any) -> Any:
+    return lambda x: functional(side).avg_pool2d(x, 3, stride=2, padding=1, exclusive=False)
+
+
+def _pooled(*, exclusive: bool) -> Make:
+    def make(layer: Any, side: Any) -> Any:
+        F = functional(side)
+        return lambda x: F.avg_pool2d(x, 3, stride=2, padding=1, exclusive=exclusive)
+
+    return make
+
+
+def _norm_after_convolution(layer: Any, side: Any) -> Any:
+    mean = side.layers.spatial_mean
+    return lambda x: layer.conv_last(layer.bn(layer.conv_gap(mean(x))) + x)
+
+
+def _context_alone(layer: Any, side: Any) -> Any:
+    mean = side.layers.spatial_mean
+    return lambda x: layer.conv_last(layer.conv_gap(layer.bn(mean(x))).expand_as(x))
+
+
+def _resized(**options: Any) -> Make:
+    """Resize to a size given with the map."""
+
+    def make(layer: Any, side: Any) -> Any:
+        F = functional(side)
+        return lambda x, size_hw: F.interpolate(x, size=list(size_hw), **options)
+
+    return make
+
+
+def _bilinear_twice(layer: Any, side: Any) -> Any:
+    return lambda x: functional(side).interpolate(x, scale_factor=2, mode="bilinear")
+
+
+def _bga(combine: Callable[[Any, Any, Any, Any, Any], Any]) -> Patch:
+    """``combine(layer, left1, left2, (right1, right2), size_hw)`` aggregates the branches."""
+
+    def make(layer: Any, side: Any) -> Any:
+        def forward(detail: Any, semantic: Any) -> Any:
+            size_hw = (detail.shape[2], detail.shape[3])
+            rights = layer.right1(semantic), layer.right2(semantic)
+            return combine(layer, layer.left1(detail), layer.left2(detail), rights, size_hw)
+
+        return forward
+
+    return forward_of("bga", make)
+
+
+def _detail_guides(layer: Any, left1: Any, left2: Any, rights: Any, size_hw: Any) -> Any:
+    guided8 = layer.sigmoid1(left1) * layer.up1(rights[0], size_hw)
+    guided32 = layer.up2(layer.sigmoid2(left2) * rights[1], size_hw)
+    return layer.conv(guided8 + guided32)
+
+
+def _multiplied(layer: Any, left1: Any, left2: Any, rights: Any, size_hw: Any) -> Any:
+    guided8 = left1 * layer.sigmoid1(layer.up1(rights[0], size_hw))
+    guided32 = layer.up2(left2 * layer.sigmoid2(rights[1]), size_hw)
+    return layer.conv(guided8 * guided32)
+
+
+def _sigmoid_first(layer: Any, left1: Any, left2: Any, rights: Any, size_hw: Any) -> Any:
+    guided8 = left1 * layer.up1(layer.sigmoid1(rights[0]), size_hw)
+    guided32 = layer.up2(left2 * layer.sigmoid2(rights[1]), size_hw)
+    return layer.conv(guided8 + guided32)
+
+
+def _after_context(layer: Any, side: Any) -> Any:
+    right = layer.forward
+
+    def forward(image: Any) -> Any:
+        features = right(image)
+        return (*features[:3], features[4], features[4])
+
+    return forward
+
+
+def _swap_heads(model: Any, side: Any) -> None:
+    right = model.forward
+
+    def forward(image: Any) -> Any:
+        logits = dict(right(image))
+        if "aux3" in logits:
+            logits["aux3"], logits["aux4"] = logits["aux4"], logits["aux3"]
+        return logits
+
+    model.forward = forward
+
+
+def _own_dropout(layer: Any, side: Any) -> Any:
+    return lambda x: functional(side).dropout(x, 0.1, training=layer.training)
+
+
+def _input_detached(layer: Any, side: Any) -> Any:
+    right = layer.forward
+    return lambda x, size_hw: right(x.detach(), size_hw)
+
+
+def _output_detached(layer: Any, side: Any) -> Any:
+    right = layer.forward
+    return lambda x: right(x).detach()
+
+
+def _heads_multiplied(*names: str) -> Patch:
+    def change(model: Any, side: Any) -> None:
+        model.head_modules = names
+
+    return in_model(change)
+
+
+def _depthwise_undecayed(right: Any, side: Any) -> Any:
+    def assign(parameters: Any, **options: Any) -> Any:
+        groups = right(parameters, **options)
+        depthwise = [name for name in groups if "dwconv" in name]
+        return {**groups, **dict.fromkeys(depthwise, "no_decay")}
+
+    return assign
+
+
+def _fault(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
+    return Fault(name, step, where, title, patch, model="bisenetv2")
+
+
+def _fault_2020(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
+    return Fault(name, step, where, title, patch, model="bisenetv2_2020")
+
+
+_LAYERS = (
+    _fault(
+        "detail_padding_same",
+        "forward",
+        "eval/layer/detail.S2.0.conv",
+        "stride-2 convolution pads right and bottom only, as padding='same' does",
+        forward_of("detail.S2.0.conv", _same_padding),
+    ),
+    _fault(
+        "stem_pool_mean",
+        "forward",
+        "eval/layer/segment.S1S2.right",
+        "the stem pools the mean",
+        forward_of("segment.S1S2.right", _mean_for_max),
+    ),
+    _fault(
+        "stem_concat_order",
+        "forward",
+        "eval/layer/segment.S1S2.fuse.conv",
+        "the stem concatenates the pooled features first",
+        forward_of("segment.S1S2.fuse", _halves_swapped),
+    ),
+    _fault(
+        "ge_channel_order",
+        "forward",
+        "eval/layer/segment.S3.0.dwconv1.0",
+        "outputs of the expanding depthwise convolution belong to channel k % in, not k // 6",
+        forward_of("segment.S3.0.dwconv1.0", _tiled_channels),
+    ),
+    _fault(
+        "ge_stride_in_second",
+        "forward",
+        "eval/layer/segment.S4.0.dwconv1.0",
+        "the stride sits in the second depthwise convolution",
+        in_model(_stride_in_second),
+    ),
+    _fault(
+        "ge_relu_between",
+        "forward",
+        "eval/layer/segment.S4.0.dwconv1",
+        "ReLU between the two depthwise convolutions",
+        forward_of("segment.S4.0.dwconv1", _then_relu),
+    ),
+    _fault(
+        "ge_relu_of_the_paper",
+        "forward",
+        "eval/layer/segment.S3.1.dwconv.2",
+        "no ReLU after the depthwise convolution, as in the paper",
+        forward_of("segment.S3.1.dwconv.2", _identity),
+    ),
+    _fault(
+        "ge_add_after_relu",
+        "forward",
+        "eval/layer/segment.S4.1.relu",
+        "the input is added after the activation",
+        forward_of("segment.S4.1", _added_after_relu),
+    ),
+    _fault(
+        "ge_shortcut_relu",
+        "forward",
+        "eval/layer/segment.S5_4.0.shortcut.1",
+        "ReLU inside the shortcut",
+        forward_of("segment.S5_4.0.shortcut.1", _then_relu),
+    ),
+    _fault(
+        "ce_order",
+        "forward",
+        "eval/layer/segment.S5_5.bn",
+        "context embedding normalises after the convolution",
+        forward_of("segment.S5_5", _norm_after_convolution),
+    ),
+    _fault(
+        "ce_features_missing",
+        "forward",
+        "eval/layer/segment.S5_5.conv_last.conv",
+        "the context replaces the features instead of being added",
+        forward_of("segment.S5_5", _context_alone),
+    ),
+    _fault(
+        "ce_relu_of_the_paper",
+        "forward",
+        "eval/layer/segment.S5_5.conv_last.relu",
+        "the last convolution without activation, as in the paper",
+        forward_of("segment.S5_5.conv_last.relu", _identity),
+    ),
+)
+_AGGREGATION = (
+    _fault(
+        "bga_pool_exclusive",
+        "forward",
+        "eval/layer/bga.left2.2",
+        "average pooling leaves the padding out, Paddle's default",
+        forward_of("bga.left2.2", _pooled(exclusive=True)),
+    ),
+    _fault(
+        "bga_relu_inside",
+        "forward",
+        "eval/layer/bga.left1.1",
+        "ReLU between depthwise and 1x1 convolution",
+        forward_of("bga.left1.1", _then_relu),
+    ),
+    _fault(
+        "bga_bilinear",
+        "forward",
+        "eval/layer/bga.up1",
+        "semantic features resized bilinearly",
+        forward_of("bga.up1", _resized(mode="bilinear", align_corners=False)),
+    ),
+    _fault(
+        "bga_sigmoid_missing",
+        "forward",
+        "eval/layer/bga.sigmoid2",
+        "the guide at 1/32 without sigmoid",
+        forward_of("bga.sigmoid2", _identity),
+    ),
+    _fault(
+        "bga_detail_guides",
+        "forward",
+        "eval/layer/bga.sigmoid1",
+        "the sigmoid sits on the detail features",
+        _bga(_detail_guides),
+    ),
+    _fault(
+        "bga_multiplied",
+        "forward",
+        "eval/layer/bga.conv.0",
+        "the two scales are multiplied instead of added",
+        _bga(_multiplied),
+    ),
+    _fault(
+        "bga_last_relu_missing",
+        "forward",
+        "eval/layer/bga.conv.2",
+        "no activation after the aggregation, as in PaddleSeg",
+        forward_of("bga.conv.2", _identity),
+    ),
+)
+_HEADS = (
+    _fault(
+        "aux5_4_after_context",
+        "forward",
+        "eval/layer/segment.3",
+        "the deepest auxiliary head sees the context embedding",
+        forward_of("segment", _after_context),
+    ),
+    _fault(
+        "aux_enlarged_bilinearly",
+        "forward",
+        "eval/layer/aux2.conv_out.0.0",
+        "auxiliary features enlarged bilinearly",
+        forward_of("aux2.conv_out.0.0", _bilinear_twice),
+    ),
+    _fault(
+        "aux_order",
+        "forward",
+        "eval/head/aux3",
+        "aux3 and aux4 swapped in the output",
+        in_model(_swap_heads),
+    ),
+    _fault(
+        "dropout_of_its_own",
+        "forward",
+        "train/layer/head.drop",
+        "dropout that cannot be switched off for the comparison",
+        forward_of("head.drop", _own_dropout),
+    ),
+)
+_GRADIENTS = (
+    _fault(
+        "pool_gradient_kernel",
+        "backward",
+        "layer/bga.left2.1",
+        "Paddle's own average pooling: its gradient keeps 1/9 as float32",
+        forward_of("bga.left2.2", _pooled(exclusive=False)),
+    ),
+    _fault(
+        "aux_detached",
+        "backward",
+        "layer/segment.*",
+        "an auxiliary head trains nothing but itself",
+        forward_of("aux4", _input_detached),
+    ),
+    _fault(
+        "guide_detached",
+        "backward",
+        "layer/bga.sigmoid2",
+        "no gradient flows through the guide at 1/32",
+        forward_of("bga.sigmoid2", _output_detached),
+    ),
+)
+_GROUPS = (
+    _fault(
+        "aux_rate_forgotten",
+        "lr_schedule",
+        "group/aux2*",
+        "auxiliary heads in the base group",
+        _heads_multiplied("head"),
+    ),
+    _fault(
+        "depthwise_undecayed",
+        "lr_schedule",
+        "group/segment.S3.0.dwconv1.0.weight",
+        "depthwise convolutions not decayed",
+        replaced(lambda side: side.optim, "assign_groups", _depthwise_undecayed),
+    ),
+)
+_FORM_OF_2020 = (
+    _fault_2020(
+        "bga_corners_2020",
+        "forward",
+        "eval/layer/bga.up1",
+        "semantic features resized without aligned corners",
+        forward_of("bga.up1", _resized(mode="bilinear", align_corners=False)),
+    ),
+    _fault_2020(
+        "bga_sigmoid_first_2020",
+        "forward",
+        "eval/layer/bga.up1",
+        "sigmoid before the resizing (no fault in the current form: nearest commutes)",
+        _bga(_sigmoid_first),
+    ),
+    _fault_2020(
+        "bilinear_ratio_2020",
+        "forward",
+        "eval/layer/head.up",
+        "Paddle's own bilinear kernel: it keeps the ratio of the sizes as float32",
+        forward_of("head.up", _resized(mode="bilinear", align_corners=True)),
+    ),
+    _fault_2020(
+        "head_rate_2020",
+        "lr_schedule",
+        "group/head*",
+        "heads at a multiplied rate, which came later",
+        _heads_multiplied("head", "aux2", "aux3", "aux4", "aux5_4"),
+    ),
+)
+
+BISENETV2: tuple[Fault, ...] = (
+    *_LAYERS, *_AGGREGATION, *_HEADS, *_GRADIENTS, *_GROUPS, *_FORM_OF_2020,
+)  # fmt: skip
