@@ -3,27 +3,43 @@
 #
 # Both set up .venv first. A stamp written last tells that an installation is complete, so an
 # interrupted one is taken up again and a finished one is left alone.
+#
+# make verify PADDLE=2.6.2   the same with another Paddle, in an environment and logs of its own
 
 PYTHON ?= python3.11
+CONFIG ?= configs/bisenetv1_cityscapes.yml
+PADDLE ?= 3.3.1
+
+ifeq ($(PADDLE),3.3.1)
 VENV := .venv
+REQUIREMENTS := requirements.txt
+OUT :=
+else
+VENV := .venv-paddle-$(PADDLE)
+REQUIREMENTS := requirements-paddle-$(PADDLE).txt
+OUT := --out logs/$(notdir $(basename $(CONFIG)))-paddle-$(PADDLE)
+ifeq ($(wildcard $(REQUIREMENTS)),)
+$(error PADDLE=$(PADDLE): expected 3.3.1 or one of $(patsubst requirements-paddle-%.txt,%,$(wildcard requirements-paddle-*.txt)))
+endif
+endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-CONFIG ?= configs/bisenetv1_cityscapes.yml
 
 .PHONY: verify audit test lint clean
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): $(REQUIREMENTS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 verify: $(STAMP)
-	$(BIN)/bisenet verify --config $(CONFIG)
+	$(BIN)/bisenet verify --config $(CONFIG) $(OUT)
 
 audit: $(STAMP)
-	$(BIN)/bisenet audit --config $(CONFIG)
+	$(BIN)/bisenet audit --config $(CONFIG) $(OUT)
 
+ifeq ($(PADDLE),3.3.1)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,6 +50,11 @@ test: lint
 	$(BIN)/pytest -q
 	$(BIN)/pytest -q tests/sides --side torch
 	$(BIN)/pytest -q tests/sides --side paddle
+else
+# linters and the tests without Paddle run in .venv alone
+test: $(STAMP)
+	$(BIN)/pytest -q tests/sides --side paddle
+endif
 
 clean:
-	rm -rf $(VENV) data/fake build *.egg-info
+	rm -rf .venv .venv-paddle-* data/fake build *.egg-info

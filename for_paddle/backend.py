@@ -133,6 +133,11 @@ def set_gradients(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
         parameters[name].grad = to_tensor(array.T if name in turned else array)
 
 
+def layers_of(model: nn.Layer, kind: type) -> list[str]:
+    """Return the names of all layers of a class, in model order."""
+    return [name for name, layer in model.named_sublayers() if isinstance(layer, kind)]
+
+
 def disable_dropout(model: nn.Layer) -> None:
     """Let every dropout layer pass its input: the frameworks' generators can never agree."""
     for layer in model.sublayers():

@@ -69,10 +69,10 @@ class DetailAggregateLoss(nn.Layer):
         size_hw = (label.shape[1], label.shape[2])
         if (logits.shape[2], logits.shape[3]) != size_hw:
             logits = resize_bilinear(logits, size_hw=size_hw, align_corners=True)
-        target = self.targets(label).to(logits.dtype)
+        target = self.targets(label).astype(logits.dtype)
         counted = None
         if self.ignore_void:
-            counted = (label != self.ignore_index).unsqueeze(1).to(logits.dtype)
+            counted = (label != self.ignore_index).unsqueeze(1).astype(logits.dtype)
         return binary_cross_entropy(logits, target, counted), dice_loss(logits, target, counted)
 
     def targets(self, label: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ class DetailAggregateLoss(nn.Layer):
 
         Only the side with the higher number is an edge. Void has the highest of all.
         """
-        numbers = label.unsqueeze(1).to(self.laplacian.dtype)
+        numbers = label.unsqueeze(1).astype(self.laplacian.dtype)
         padded = F.pad(numbers, [1, 1, 1, 1], mode="replicate") if self.ignore_frame else numbers
         padding = 0 if self.ignore_frame else 1
         found = F.conv2d(padded, self.laplacian, stride=stride, padding=padding)
         edges = above(found, THRESHOLD)
         if self.ignore_void:
-            void = (numbers == self.ignore_index).to(numbers.dtype)
+            void = (numbers == self.ignore_index).astype(numbers.dtype)
             near = F.conv2d(void, self.neighbourhood, stride=stride, padding=1)
             edges = edges * (1.0 - above(near, THRESHOLD))
         size_hw = (label.shape[1], label.shape[2])
@@ -106,7 +106,7 @@ class DetailAggregateLoss(nn.Layer):
 
 def above(x: Tensor, threshold: float) -> Tensor:
     """Return 1 where x > threshold, else 0, in the dtype of x."""
-    return (x > threshold).to(x.dtype)
+    return (x > threshold).astype(x.dtype)
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:

@@ -159,11 +159,13 @@ class InPlaceABN(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate x, (N, C, H, W)."""
+        # a tensor: Paddle 2.6 rounds a number that is added to float32, also in float64
+        eps = paddle.full_like(self.weight, self.EPS)
         normalised = _batch_norm(
             x,
             mean=self._mean,
             variance=self._variance,
-            weight=paddle.abs(self.weight) + self.EPS,
+            weight=paddle.abs(self.weight) + eps,
             bias=self.bias,
             training=self.training,
             eps=self.EPS,
@@ -173,7 +175,7 @@ class InPlaceABN(nn.Layer):
 
 def leaky_relu(x: Tensor) -> Tensor:
     """Return x where it is positive, 0.01 x elsewhere."""
-    # the kernel keeps its slope as float32, also in float64, and its slope at 0 is 1, not 0.01
+    # the kernel's slope at 0 is 1, not 0.01; Paddle 2.6 keeps it as float32, also in float64
     return paddle.where(x > 0, x, 0.01 * x)
 
 

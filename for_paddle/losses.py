@@ -115,8 +115,8 @@ class OhemCrossEntropy(nn.Layer):
                 limit = paddle.topk(losses.detach(), self.min_kept)[0][-1]
             kept = losses > limit
         # PaddleSeg computes the fraction in float32, whatever the dtype of the losses
-        fraction = kept.to(paddle.float32).mean() + 1e-5
-        return keep_where(kept, losses).mean() / fraction.to(losses.dtype)
+        fraction = kept.astype(paddle.float32).mean() + 1e-5
+        return keep_where(kept, losses).mean() / fraction.astype(losses.dtype)
 
 
 class SegmentationLoss(nn.Layer):

@@ -47,7 +47,7 @@ class ConfusionMatrix:
                 f"prediction has shape {tuple(prediction.shape)}; "
                 f"expected the label's {tuple(label.shape)}"
             )
-        label = label.to(paddle.int64)
+        label = label.astype(paddle.int64)
         void = label == self.ignore_index
         known = (label >= 0) & (label < self.classes) | void
         possible = (prediction >= 0) & (prediction < self.classes)
@@ -86,7 +86,7 @@ class ConfusionMatrix:
 
     def _classes_of(self, logits_or_prediction: Tensor) -> Tensor:
         if not paddle.is_floating_point(logits_or_prediction):
-            return logits_or_prediction.to(paddle.int64)
+            return logits_or_prediction.astype(paddle.int64)
         shape = tuple(logits_or_prediction.shape)
         if len(shape) != 4 or shape[1] != self.classes:
             raise DataError(

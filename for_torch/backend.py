@@ -124,6 +124,11 @@ def set_gradients(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
         parameters[name].grad = to_tensor(array)
 
 
+def layers_of(model: nn.Module, kind: type) -> list[str]:
+    """Return the names of all layers of a class, in model order."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, kind)]
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Let every dropout layer pass its input: the frameworks' generators can never agree."""
     for layer in model.modules():

@@ -11,17 +11,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import BatchSampler
 
 from common.config import DataConfig
 from common.datasets import Sample, load_samples, read_sample
 from common.errors import DataError, InputError
 from common.sampling import SampleKey, sample_rng, train_batches, val_batches
 from common.transforms import Transform, train_transform, val_transform
-from for_torch.loading import Loader, framework_loader, from_array, on_device
+from for_torch.loading import Loader, SampleDataset, framework_loader, from_array, on_device
 
 
-class SegmentationDataset(Dataset[dict[str, Any]]):
+class SegmentationDataset(SampleDataset):
     """Samples by (epoch, index): read, checked, transformed.
 
     The same key gives the same sample to the bit, whichever process asks.
@@ -57,7 +57,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return {"image": image, "label": label, "name": sample.name}
 
 
-class ErrorsAsItems(Dataset[dict[str, Any]]):
+class ErrorsAsItems(SampleDataset):
     """A dataset whose errors travel to the training process like samples.
 
     An exception in Paddle's loader thread leaves the loop waiting for ever, or reaches it without

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 Loader: TypeAlias = DataLoader[dict[str, Any]]
+SampleDataset: TypeAlias = Dataset[dict[str, Any]]
 
 
 def from_array(array: np.ndarray) -> torch.Tensor:
@@ -24,7 +25,7 @@ def on_device(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def framework_loader(
-    dataset: Dataset[dict[str, Any]],
+    dataset: SampleDataset,
     *,
     batch_sampler: BatchSampler,
     collate_fn: Callable[[list[dict[str, Any]]], dict[str, Any]],

@@ -8,7 +8,7 @@ The training probe lives in training.py.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -59,6 +59,9 @@ def build(side: Any, case: Case) -> Any:
     if case.weights is None:
         own = side.backend.state_arrays(model)
         arrays = _rule_state(tuple((name, array.shape) for name, array in own.items()))
+        arrays = _with_negative_scales(
+            arrays, side.backend.layers_of(model, side.layers.InPlaceABN)
+        )
     else:
         arrays = read_weights(case.weights)
     side.backend.load_arrays(model, arrays)
@@ -70,6 +73,18 @@ def build(side: Any, case: Case) -> Any:
 def _rule_state(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Array]:
     """Return weights by rule; every build of the same network needs the same 13 million draws."""
     return rules.rule_state(dict(shapes))
+
+
+def _with_negative_scales(
+    arrays: Mapping[str, Array], layers: Sequence[str]
+) -> Mapping[str, Array]:
+    """Make every other scale of these layers negative: InPlaceABN takes its absolute value."""
+    changed = dict(arrays)
+    for layer in layers:
+        scale = arrays[f"{layer}.weight"].copy()
+        scale[1::2] *= -1
+        changed[f"{layer}.weight"] = scale
+    return changed
 
 
 def build_loss(side: Any, case: Case) -> Any:

@@ -38,7 +38,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         if array.dtype.hasobject:
             raise TypeError(f"record key {key} has dtype {array.dtype}; expected numbers or text")
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **dict(arrays))
+        # NumPy 1.26 would store an allow_pickle=False as one more array
+        np.savez(stream, **dict(arrays))  # pyright: ignore[reportArgumentType]
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

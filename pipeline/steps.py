@@ -22,8 +22,8 @@ ROUNDING = Bound(
 )
 POOLED = (
     "BatchNorm after a global pooling divides by the spread of N values per channel, which "
-    "amplifies rounding; measured up to {} over seeds 0 to 3 ({}), and a factor ten for "
-    "processors that sum in another order"
+    "amplifies rounding; measured with N = 8 up to {} in BiSeNetV1 and {} in STDC2, the worst of "
+    "the family"
 )
 MOVED = Bound(
     "moved/*",
@@ -90,7 +90,8 @@ STEPS: tuple[Step, ...] = (
         "forward",
         "every layer's output and every head's logits, eval and train mode",
         BOTH,
-        (Bound("train/*", 5e-12, POOLED.format("3.3e-13", "train/layer/ffm.bn")), ROUNDING),
+        (Bound("train/*", 1e-11, POOLED.format("5.6e-14", "1.1e-12")), ROUNDING),
+        constants=(Allowance("*/prediction", "weights by rule can prefer one class everywhere"),),
         official=1e-5,
     ),
     Step(
@@ -115,8 +116,8 @@ STEPS: tuple[Step, ...] = (
         "gradient of every parameter and layer in train mode; BatchNorm buffers after",
         BOTH,
         (
-            Bound("grad/*", 1e-11, POOLED.format("8.6e-13", "grad/ffm.conv.weight")),
-            Bound("layer/*", 1e-11, POOLED.format("4.8e-13", "layer/ffm.conv")),
+            Bound("grad/*", 1e-11, POOLED.format("5e-14", "2.2e-12")),
+            Bound("layer/*", 1e-11, POOLED.format("6.5e-14", "2.2e-12")),
             ROUNDING,
         ),
         labels=("label",),
@@ -149,7 +150,11 @@ STEPS: tuple[Step, ...] = (
         "training",
         "end to end: loss, rates, all weights, momentum and buffers; mIoU on val after",
         BOTH,
-        (MOVED, ROUNDING),
+        (
+            MOVED,
+            Bound("*momentum/*", 1e-11, POOLED.format("8.7e-14", "7.3e-13")),
+            ROUNDING,
+        ),
         zeros=_cancelled("momentum", "iteration*/momentum", "moved"),
         rounding_by_tensor=False,
         nonzero=(Allowance("moved/*", "a parameter that did not move was not trained"),),

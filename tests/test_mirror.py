@@ -37,7 +37,8 @@ NAMES = {
     "paddle.optimizer.Momentum": "torch.optim.SGD",
     "paddle.optimizer.lr.LambdaDecay": "torch.optim.lr_scheduler.LambdaLR",
 }
-METHODS = {"named_sublayers": "named_modules", "clear_grad": "zero_grad"}
+# astype: Paddle 2.6's Tensor.to changes the tensor it is called on
+METHODS = {"named_sublayers": "named_modules", "clear_grad": "zero_grad", "astype": "to"}
 KEYWORDS = {"axis": "dim", "bias_attr": "bias"}
 # arguments that Torch does not have because it can do nothing else: (function, keyword) -> value
 IMPLIED = {
@@ -65,7 +66,7 @@ EXEMPT = (
             "_batch_norm": "the mending, for both of Paddle's BatchNorm layers",
             "InPlaceABN": "Paddle's deviations are mended around its kernel",
             "AvgPool2d": "Paddle's gradient keeps 1 / window as float32, also in float64",
-            "leaky_relu": "Paddle's kernel has a float32 slope, and another one at 0",
+            "leaky_relu": "Paddle's kernel has another slope at 0, and a float32 one in 2.6",
             "resize_bilinear": "Paddle's kernel keeps its ratio as float32, also in float64",
             "_ratio_fits_kernel": "asked by Paddle's resize_bilinear",
             "interpolation_matrix": "used by Paddle's resize_bilinear in float64",

@@ -20,11 +20,12 @@ from pipeline.faults.metric import METRIC
 from pipeline.faults.optimizer import OPTIMIZER
 from pipeline.faults.patching import Fault
 from pipeline.faults.schedule import SCHEDULE
+from pipeline.faults.stdc import STDC
 from pipeline.faults.training import TRAINING
 
 FAULTS: tuple[Fault, ...] = (
     *DATA, *FORWARD, *METRIC, *LOSS, *BACKWARD, *SCHEDULE, *OPTIMIZER, *TRAINING,
-    *BISENETV2,
+    *BISENETV2, *STDC,
 )  # fmt: skip
 
 

@@ -33,10 +33,7 @@ def evaluate(
     side: Any, criterion: Any, logits: NDArray[Any], label: NDArray[Any]
 ) -> tuple[float, NDArray[Any]]:
     """Return the loss and its gradient at the logits."""
-    x = side.backend.to_tensor(logits)
-    # one of the two is the framework's own spelling
-    x.stop_gradient = False
-    x.requires_grad = True
+    x = side.backend.leaf_tensor(logits)
     loss = criterion(x, side.backend.to_tensor(label))
     loss.backward()
     return float(side.backend.to_numpy(loss)), side.backend.to_numpy(x.grad)
