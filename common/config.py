@@ -198,6 +198,13 @@ class VerifyConfig(_Section):
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
+    def _sizes_divide(self) -> VerifyConfig:
+        for key in ("image_hw", "train_crop_hw"):
+            if any(size % 32 for size in getattr(self, key)):
+                raise ValueError(f"{key} is {getattr(self, key)}; expected multiples of 32")
+        return self
+
+    @model_validator(mode="after")
     def _float32_meets_a_snapshot(self) -> VerifyConfig:
         short, step = self.train_iters_float32, self.check_every
         if short % step or short >= self.train_iters:
@@ -255,9 +262,15 @@ class Config(_Section):
         return self
 
     def digest(self) -> str:
-        """Return the sha256 of the resolved configuration, independent of key order and layout."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Return the sha256 of what a run depends on, independent of key order and place.
+
+        Left out: where the data lies (its files have a digest of their own) and what is only said
+        about the experiment.
+        """
+        told = {"description", "source", "published", "gpus"}
+        content = self.model_dump(mode="json", exclude=told | {"data"})
+        content["data"] = self.data.model_dump(mode="json", exclude={"root"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def dump_yaml(self) -> str:
         """Return the resolved configuration as YAML, loadable by load_config."""

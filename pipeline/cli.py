@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from pipeline.display import (
     result_table,
 )
 from pipeline.report import worst_verdict, write_reports
-from pipeline.reprod import write_artefacts
+from pipeline.reprod import remove_artefacts, write_artefacts
 from pipeline.runner import Options, selected_steps, verify, verify_all
 from pipeline.steps import STEP_NAMES
 
@@ -78,7 +79,9 @@ def verify_command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the logs; default: logs/<config name>, with --all logs."),
+        typer.Option(
+            help="Folder of the logs; default: logs/<config name>; of some steps, output/verify."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or gpu, for both sides.")] = "cpu",
     keep_going: Annotated[
@@ -101,15 +104,27 @@ def verify_command(
         weights=weights,
         device=device,
         keep_going=keep_going,
+        command=_command_line(),
     )
-    selected_steps(options.steps)
+    chosen = selected_steps(options.steps)
     if config is None:
         if as_json or weights:
             raise InputError("--json and --weights are for one configuration, not for --all")
         raise typer.Exit(run_family(options, overrides=overrides))
     if out is None:
-        options = replace(options, out=Path("logs") / config.stem)
+        # a part of the steps must not take the place of the whole evidence
+        root = Path("logs") if len(chosen) == len(STEP_NAMES) else PARTIAL
+        options = replace(options, out=root / config.stem)
     raise typer.Exit(run_verify(config, options, overrides=overrides, as_json=as_json))
+
+
+PARTIAL = Path("output") / "verify"
+
+
+def _command_line() -> str:
+    """Return this command for the logs, without the folders of this machine."""
+    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    return shlex.join(["bisenet", *words])
 
 
 def run_verify(config: Path, options: Options, *, overrides: list[str], as_json: bool) -> int:
@@ -119,6 +134,7 @@ def run_verify(config: Path, options: Options, *, overrides: list[str], as_json:
     with Display(display) as show:
         outcome = verify(loaded, options, progress=show.on_event)
     paths = write_reports(outcome)
+    remove_artefacts(options.out / "log_reprod", options.steps)
     if outcome.exit_code == 0:
         report_reprod(write_artefacts(options.out / "log_reprod", outcome.artefacts), display)
     if as_json:
@@ -249,7 +265,7 @@ def models_command(
 
 
 INTERRUPTED = 130
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -256,13 +256,9 @@ def compare_records(
 # The float32 rule. By the triangle inequality |t32 - p32| <= |t32 - t64| + |p32 - p64| + |t64 -
 # p64|, so CROSS_FACTOR = 1 holds whenever float64 agrees: a violation means that the float32
 # program is another one. What the sum cannot see is a Paddle side that rounds far more than Torch
-# (a half-precision detour, say), hence SELF_FACTOR. Both are discussed in docs/parity.md.
+# (a half-precision detour, another eps), hence the limits of
+# Step.rounding. Both are discussed in docs/parity.md.
 CROSS_FACTOR = 1.5
-SELF_FACTOR = 100.0
-STEP_SELF_FACTOR = 1000.0
-"""The same for the median over all tensors of a step that lies behind a loss. There one ReLU that
-flips by rounding changes every gradient before it: medians up to 31 and single tensors up to 336
-were measured. A half-precision detour would be at 8000."""
 ULP = float(np.finfo(np.float32).eps)
 
 
@@ -272,7 +268,7 @@ def compare_tensor_float32(
     pair64: tuple[Array, Array],
     *,
     may_be_constant: bool = False,
-    self_limit: float = SELF_FACTOR,
+    self_limit: float,
 ) -> Row:
     """Judge a float32 tensor against the rounding floor that the float64 run measures.
 
@@ -344,25 +340,6 @@ def compare_zero(
         size=int(reference.size),
         bound=limit,
     )
-
-
-def typical_rounding(rows: Sequence[Row]) -> list[Row]:
-    """Return one row on the median ratio of Paddle's rounding to Torch's over a step."""
-    ratios = [row.self_ratio for row in rows if row.self_ratio is not None]
-    if not ratios:
-        return []
-    middle = float(np.median(ratios))
-    passed = middle <= STEP_SELF_FACTOR
-    return [
-        Row(
-            "(typical rounding)",
-            Verdict.PASS if passed else Verdict.FAIL,
-            f"median over {len(ratios)} tensors of Paddle's own rounding over Torch's: {middle:.2f}"
-            f" (limit {STEP_SELF_FACTOR:g})",
-            self_ratio=middle,
-            size=len(ratios),
-        )
-    ]
 
 
 def overall(rows: Sequence[Row]) -> Verdict:

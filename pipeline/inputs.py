@@ -5,6 +5,7 @@ A step never works on its side's own earlier output, so a difference stays in th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from common.config import Config
 from common.datasets import load_samples, read_sample
+from common.files import file_digest
 from common.sampling import SampleKey, sample_rng
 from common.transforms import val_transform
 from fake_data import tensors
@@ -40,6 +42,25 @@ def prepare_inputs(
             if step == "forward" and real_frames:
                 arrays |= _frames(config)
             write_arrays(folder / f"{step}.npz", arrays)
+
+
+DATA_STEPS = ("data", "training", "metric", "forward")
+"""Steps that read samples of the data set."""
+HASHED_BYTES = 1 << 30
+"""Up to this size of a data set every byte is hashed, beyond it names and sizes."""
+
+
+def data_digest(config: Config) -> str:
+    """Return the sha256 over all samples of both splits: names, sizes, and contents if small."""
+    samples = [sample for split in ("train", "val") for sample in load_samples(config.data, split)]
+    files = [path for sample in samples for path in (sample.image, sample.label)]
+    whole = sum(path.stat().st_size for path in files) <= HASHED_BYTES
+    digest = hashlib.sha256()
+    for sample in samples:
+        for path in (sample.image, sample.label):
+            content = file_digest(path) if whole else str(path.stat().st_size)
+            digest.update(f"{sample.name} {path.name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _batch(config: Config) -> dict[str, Array]:

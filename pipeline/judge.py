@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare import (
-    SELF_FACTOR,
     Allowance,
     Row,
     Verdict,
+    bound_for,
     compare_records,
     compare_tensor_float32,
     compare_zero,
     magnitude,
     matching,
     overall,
-    typical_rounding,
 )
 from pipeline.diagnose import Divergence, first_divergence
 from pipeline.records import Array, Record
@@ -78,7 +77,7 @@ def provenance_problems(pair: Sequence[Record], dtype: str) -> list[Row]:
         if record.meta["dtype"] != dtype:
             text = f"recorded in {record.meta['dtype']}, expected {dtype}"
             rows.append(Row(f"provenance/{side}", Verdict.ERROR, text))
-    for key in ("config", "inputs", "weights", "seed"):
+    for key in ("config", "inputs", "data", "weights", "seed"):
         values = [record.meta[key] for record in pair]
         if values[0] != values[1]:
             text = f"torch used {values[0]}, paddle {values[1]}"
@@ -116,11 +115,9 @@ def compare_float32(
             (pair32[0][key], pair32[1][key]),
             (pair64[0][key], pair64[1][key]),
             may_be_constant=free,
-            self_limit=SELF_FACTOR if step.rounding_by_tensor else np.inf,
+            self_limit=bound_for(key, step.rounding).relative,
         )
         rows.append(row)
-    if not step.rounding_by_tensor:
-        rows += typical_rounding(rows)
     rows = _with_zeros(step, rows, pair32, limit=ZERO_FLOAT32)
     if not rows:
         rows.append(Row("(record)", Verdict.VACUOUS, "empty record: nothing was compared"))

@@ -12,7 +12,9 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -68,6 +70,8 @@ class Job(BaseModel):
     runs: list[Run]
     weights: Path | None = None
     real_frames: bool = False
+    data: str = ""
+    """Digest of the data set's files."""
     after: Path | None = None
     """Begin when this folder has gone: the records of an earlier job, which have been judged."""
 
@@ -133,6 +137,10 @@ class Recorder:
         _wait_until_gone(job.after)
         try:
             config = load_config(job.config)
+            if job.weights is not None:
+                # steps that need no weights would pass with another network's
+                case = Case(config, "float32", inputs={}, weights=job.weights)
+                probes.build(self.side, case)
         except InputError as error:
             for run in job.runs:
                 emit_failed(job, run, error)
@@ -185,7 +193,8 @@ class Recorder:
             "threads": self.plan.threads,
             "seed": config.verify.seed,
             "config": config.digest(),
-            "inputs": file_digest(saved) if saved.is_file() else None,
+            "inputs": file_digest(saved) if saved.is_file() else "by rule",
+            "data": job.data,
             "weights": file_digest(job.weights) if job.weights else "by rule",
         }
         for part, arrays in PROBES[run.step](self.side, case):
@@ -195,15 +204,21 @@ class Recorder:
 
 def _wait_until_gone(folder: Path | None) -> None:
     """Keep a fast side from filling the disk with records that the other side is far from."""
-    parent = os.getppid()
     while folder is not None and folder.exists():
-        if os.getppid() != parent:
-            raise RuntimeError("the process that started this recorder has gone")
         time.sleep(0.1)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process group soon after the runner has gone, however it went."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def main() -> int:
     """Execute the plan named on the command line; 0 when every run was recorded, else 2 or 3."""
+    watcher = threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True)
+    watcher.start()
     plan = Plan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         recorder = Recorder(plan)

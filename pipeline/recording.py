@@ -139,15 +139,24 @@ class Recording:
         """Return why a step's records will never come, or an empty text.
 
         Raises:
-            InputError: the recorder could not use what the user handed in.
+            InputError: neither side could use what the user handed in. An objection of one side
+                alone is a difference of the two, and told as its failure.
         """
-        for side in SIDES:
-            failure = self.failed.get((side, job, step, dtype))
-            if failure is not None:
-                text = f"{side} recorder: {failure['message']}"
-                if failure["input_error"]:
-                    raise InputError(text)
+        key = (job, step, dtype)
+        failures = {
+            side: self.failed[(side, *key)] for side in SIDES if (side, *key) in self.failed
+        }
+        for side, failure in failures.items():
+            text = f"{side} recorder: {failure['message']}"
+            if not failure["input_error"]:
                 return text
+            other = next(name for name in SIDES if name != side)
+            if failures.get(other, {}).get("input_error"):
+                raise InputError(text)
+            if other in failures or other in self.ended or other in self.seconds.get(key, {}):
+                return f"{text} (the {other} side had no objection: look at the port)"
+            return ""
+        for side in SIDES:
             if side in self.ended and side not in self.seconds.get((job, step, dtype), {}):
                 code = self.ended[side]
                 how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

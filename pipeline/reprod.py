@@ -14,7 +14,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ reprod_log knows one absolute threshold, which float32 gradients and trained wei
 rounding alone; those go in as float64, and as float32 into our own logs with their rounding floor.
 """
 LARGEST = 300_000
-"""Elements; larger tensors are compared in our own logs only, to keep the files small."""
+"""Elements; of a larger tensor every n-th one goes in, to keep the files small."""
 
 
 def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -52,10 +52,20 @@ def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[
     _, wide, narrow = _WANTED[step]
     prefixes = wide if dtype == "float64" else narrow
     return {
-        f"{key}/{dtype}": array
+        f"{key}/{dtype}": array.reshape(-1)[:: -(-array.size // LARGEST)]
+        if array.size > LARGEST
+        else array
         for key, array in arrays.items()
-        if key.startswith(prefixes) and array.dtype.kind in "fi" and array.size <= LARGEST
+        if prefixes and key.startswith(prefixes) and array.dtype.kind in "fi"
     }
+
+
+def remove_artefacts(folder: Path, steps: Iterable[str]) -> None:
+    """Delete the artefacts of steps that are run again: none may outlive a failing run."""
+    for step in steps:
+        name = _WANTED[step][0]
+        for path in (folder / f"{name}_diff.log", *(folder / f"{name}_{s}.npy" for s in SIDES)):
+            path.unlink(missing_ok=True)
 
 
 def write_artefacts(
@@ -72,6 +82,8 @@ def write_artefacts(
     """
     for step, sides in artefacts.items():
         name = _WANTED[step][0]
+        if not all(sides.get(side) for side in SIDES):
+            raise RuntimeError(f"no arrays of step {step} for reprod_log: it would pass by itself")
         for side in SIDES:
             # reprod_log's file format: a pickled dict, written by numpy alone
             pair = np.array(dict(sides.get(side, {})), dtype=object)

@@ -16,7 +16,7 @@ from common.files import scratch_folder, write_text
 from common.weights import read_weights
 from fake_data import scenes
 from pipeline.compare import Row, Verdict
-from pipeline.inputs import prepare_inputs
+from pipeline.inputs import DATA_STEPS, data_digest, prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
 from pipeline.recording import Progress, Recording
@@ -40,6 +40,8 @@ class Options:
     weights: Path | None = None
     device: str = "cpu"
     keep_going: bool = False
+    command: str = "bisenet verify"
+    """The command line, for the logs: whoever reads them can run it again."""
     scratch: Path = Path("data/fake")
     """Where generated data sets are kept between runs."""
 
@@ -187,6 +189,7 @@ def _prepare(config: Config, options: Options, folder: Path) -> tuple[Config, Jo
         ],
         weights=options.weights,
         real_frames=real,
+        data=data_digest(config) if set(names) & set(DATA_STEPS) else "not used",
     )
 
 

@@ -142,5 +142,6 @@ class _Run:
             classes=config.model.classes,
             ignore_index=config.data.ignore_index,
         ).matrix()
-        miou = iou.mean_iou(matrix, absent="skip", count_void=False)
+        rule = config.eval
+        miou = iou.mean_iou(matrix, absent=rule.absent, count_void=rule.count_void)
         return {"val/matrix": matrix, "val/miou": np.asarray(miou)}
