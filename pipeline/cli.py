@@ -123,7 +123,8 @@ PARTIAL = Path("output") / "verify"
 
 def _command_line() -> str:
     """Return this command for the logs, without the folders of this machine."""
-    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    parts = (word.rpartition("=") for word in sys.argv[1:])
+    words = (f"{key}{sign}{Path(v).name if v.startswith('/') else v}" for key, sign, v in parts)
     return shlex.join(["bisenet", *words])
 
 
@@ -281,7 +282,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # a terminated run cleans up like an interrupted one: no orphaned recorder, no half log
     for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+        # under nohup a hang-up is to be ignored
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         app()
     except InputError as error:

@@ -146,18 +146,18 @@ class Recording:
         failures = {
             side: self.failed[(side, *key)] for side in SIDES if (side, *key) in self.failed
         }
+        texts = {side: f"{side} recorder: {f['message']}" for side, f in failures.items()}
         for side, failure in failures.items():
-            text = f"{side} recorder: {failure['message']}"
             if not failure["input_error"]:
-                return text
-            other = next(name for name in SIDES if name != side)
-            if failures.get(other, {}).get("input_error"):
-                raise InputError(text)
-            if other in failures or other in self.ended or other in self.seconds.get(key, {}):
-                return f"{text} (the {other} side had no objection: look at the port)"
-            return ""
+                return texts[side]
+        if len(failures) == len(SIDES):
+            raise InputError(texts[SIDES[0]])
+        done = self.seconds.get(key, {})
         for side in SIDES:
-            if side in self.ended and side not in self.seconds.get((job, step, dtype), {}):
+            if side in done and texts:
+                (text,) = texts.values()
+                return f"{text} (the {side} side had no objection: look at the port)"
+            if side in self.ended and side not in done and side not in failures:
                 code = self.ended[side]
                 how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 return f"{side} recorder {how}; see {self.logs}/recorder_{side}.log"

@@ -69,9 +69,21 @@ def write_reports(outcome: Outcome) -> list[Path]:
 def _resolved(outcome: Outcome) -> str:
     """Return the configuration as it was run; of the data's place only the last folder."""
     config = outcome.config
-    data = config.data.model_copy(update={"root": Path(config.data.root.name)})
+    data = config.data.model_copy(
+        update={
+            "root": Path(config.data.root.name),
+            "train_list": _placeless(config.data.train_list),
+            "val_list": _placeless(config.data.val_list),
+        }
+    )
+    weights = _placeless(config.model.backbone_weights)
+    model = config.model.model_copy(update={"backbone_weights": weights})
     head = "# Written by the verification: every value in force. Digests are in summary.json.\n"
-    return head + config.model_copy(update={"data": data}).dump_yaml()
+    return head + config.model_copy(update={"data": data, "model": model}).dump_yaml()
+
+
+def _placeless(path: Path | None) -> Path | None:
+    return Path(path.name) if path is not None and path.is_absolute() else path
 
 
 def _provenance(outcome: Outcome) -> dict[str, Any]:

@@ -35,7 +35,14 @@ _WANTED: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "loss": ("loss", ("mostly", "heavy", "all_void"), ()),
     "backward": ("backward", ("loss/", "grad/conv_out", "grad/head", "grad/aux"), ()),
     "lr_schedule": ("lr", ("lr/",), ()),
-    "optimizer": ("optimizer", ("step5/param/conv_out", "step5/momentum/conv_out"), ()),
+    "optimizer": (
+        "optimizer",
+        # BiSeNetV2 calls its last layers head.conv_out
+        tuple(
+            f"step5/{k}/{n}" for k in ("param", "momentum") for n in ("conv_out", "head.conv_out")
+        ),
+        (),
+    ),
     "training": ("train_align", ("loss/", "lr/", "val/"), ()),
 }
 """Step -> (file name, prefixes of the float64 keys, prefixes of the float32 keys).

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from common.weights import write_weights
 from fake_data import scenes
 from pipeline import cli
+from pipeline.runner import Options
 from pipeline.steps import STEP_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,12 +41,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cwd")
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Put back what cli.main does with signals."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def mistake(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Mistake]:
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Mistake:
     """Run a command that must end with 2 and one message; return the message."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(folder)
 
     def run(*words: object, command: str = "verify") -> str:
@@ -59,9 +75,12 @@ def mistake(
         assert not list(tmp_path.glob("o/*.log"))
         return err
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def start(folder: Path, *words: object, **environment: str) -> subprocess.Popen[str]:
@@ -72,8 +91,8 @@ def start(folder: Path, *words: object, **environment: str) -> subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that runs the tests in the background has them ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        # a shell that runs the tests in the background has them ignore Ctrl-C, nohup a hang-up
+        preexec_fn=_default_signals,
     )
 
 
@@ -188,6 +207,61 @@ def test_a_truncated_checkpoint_is_one_message(mistake: Mistake, tmp_path: Path)
     path.write_bytes(path.read_bytes()[:-7])
     text = mistake("--config", CITYSCAPES, "--weights", path)
     assert text.startswith(f"error: {path}: truncated or damaged")
+
+
+@pytest.fixture
+def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Options]:
+    """Run ``bisenet verify`` up to the verification; return what was asked of it."""
+
+    def run(*words: str) -> Options:
+        asked: list[Options] = []
+
+        def run_verify(_config: Path, options: Options, **_rest: object) -> int:
+            asked.append(options)
+            return 0
+
+        monkeypatch.setattr(cli, "run_verify", run_verify)
+        monkeypatch.setattr(sys, "argv", ["bisenet", "verify", "--config", str(CAMVID), *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0
+        return asked[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ([], "logs/bisenetv1_camvid"),
+        (["--steps", ",".join(reversed(STEP_NAMES))], "logs/bisenetv1_camvid"),
+        (["--steps", "loss"], "output/verify/bisenetv1_camvid"),
+        (["--steps", ",".join(["loss"] * len(STEP_NAMES))], "output/verify/bisenetv1_camvid"),
+        (["--steps", "loss", "--out", "here"], "here"),
+    ],
+)
+def test_only_all_steps_write_the_evidence(
+    options_of: Callable[..., Options], words: list[str], out: str
+) -> None:
+    assert options_of(*words).out == Path(out)
+
+
+def test_the_command_is_told_without_the_folders_of_the_machine(
+    options_of: Callable[..., Options], tmp_path: Path
+) -> None:
+    words = ["--data", f"{tmp_path}/my data", f"--weights={tmp_path}/w.safetensors"]
+    words += ["--set", f"data.root={tmp_path}/x", "--steps", "loss", "--out", "a/b"]
+    assert options_of(*words).command == (
+        "bisenet verify --config bisenetv1_camvid.yml --data 'my data' --weights=w.safetensors "
+        "--set data.root=x --steps loss --out a/b"
+    )
+
+
+def test_under_nohup_a_hang_up_is_ignored(options_of: Callable[..., Options]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    options_of("--steps", "loss")
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == cli._interrupt
 
 
 # data
@@ -320,6 +394,24 @@ def test_a_run_that_passes(folder: Path, tmp_path: Path) -> None:
     assert recorders(out) == {}
 
 
+def test_some_steps_leave_the_evidence_alone(tmp_path: Path) -> None:
+    evidence = tmp_path / "logs" / "bisenetv1_cityscapes" / "summary.json"
+    evidence.parent.mkdir(parents=True)
+    evidence.write_text("of all steps")
+    words = ["--config", CITYSCAPES, "--steps", "lr_schedule"]
+    code, _, stderr = bisenet(tmp_path, "verify", *words)
+    assert (code, stderr) == (0, "")
+    assert evidence.read_text() == "of all steps"
+    assert [path for path in (tmp_path / "logs").rglob("*") if path.is_file()] == [evidence]
+    out = tmp_path / "output" / "verify" / "bisenetv1_cityscapes"
+    command = "bisenet verify --config bisenetv1_cityscapes.yml --steps lr_schedule"
+    assert json.loads((out / "summary.json").read_text())["command"] == command
+    log = (out / "lr_schedule_diff.log").read_text()
+    assert f"command: {command}\n" in log
+    assert "data set: not used\n" in log
+    assert str(tmp_path) not in log + (out / "config.yml").read_text()
+
+
 def test_a_rate_that_never_moves_proves_nothing(folder: Path, tmp_path: Path) -> None:
     # a decay so slow that float64 does not see it
     flat = ["schedule.max_iters=3", "schedule.warmup_iters=0", "schedule.power=1e-300"]
@@ -350,7 +442,7 @@ def test_a_killed_recorder_is_a_failure_of_its_own_kind(folder: Path, tmp_path: 
     assert not list(out.glob("records.*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_an_interruption_leaves_nothing_behind(
     folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -363,3 +455,33 @@ def test_an_interruption_leaves_nothing_behind(
     assert stdout == ""
     assert recorders(out) == {}
     assert sorted(p.name for p in out.iterdir()) == ["recorder_paddle.log", "recorder_torch.log"]
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float) -> bool:
+    deadline = time.perf_counter() + seconds
+    while not (met := condition()) and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    return met
+
+
+@pytest.mark.parametrize("moment", ["starting", "training"])
+def test_recorders_end_with_a_runner_that_cannot_end_them(
+    folder: Path, tmp_path: Path, moment: str
+) -> None:
+    out = tmp_path / "out"
+    steps = ["--steps", "metric,training"]
+    process = start(folder, "verify", "--config", CITYSCAPES, "--out", out, *steps, *SMALL)
+    assert process.stdout is not None
+    if moment == "training":
+        assert process.stdout.readline().startswith("metric float64")
+    assert wait_for(lambda: set(recorders(out)) == {"torch", "paddle"}, seconds=60)
+    assert process.poll() is None
+    process.kill()
+    try:
+        assert wait_for(lambda: recorders(out) == {}, seconds=10)
+    finally:
+        for number in recorders(out).values():
+            os.kill(number, signal.SIGKILL)
+        process.communicate(timeout=10)
+    # no verdict was given
+    assert not list(out.glob("*_diff.log"))

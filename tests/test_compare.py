@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from pipeline.compare import (
     CROSS_FACTOR,
-    SELF_FACTOR,
     ULP,
     Allowance,
     Bound,
@@ -312,6 +311,7 @@ def test_failures_are_graver_than_any_passing_row() -> None:
 
 
 WIDE = np.linspace(-1.0, 2.0, 1001).reshape(7, 143)
+SELF_LIMIT = 10.0
 
 
 def noise(seed: int, size: float) -> Array:
@@ -320,6 +320,7 @@ def noise(seed: int, size: float) -> Array:
 
 def narrow_row(torch32: Array, paddle32: Array, **options: Any) -> Row:
     pair64 = options.pop("pair64", (WIDE, WIDE))
+    options.setdefault("self_limit", SELF_LIMIT)
     return compare_tensor_float32("key", (torch32, paddle32), pair64, **options)
 
 
@@ -335,12 +336,16 @@ def test_rounding_on_both_sides_passes_by_its_own_floor() -> None:
     assert row.self_ratio == pytest.approx(1.0, abs=0.2)
 
 
-def test_more_rounding_than_torch_fails_by_the_self_ratio() -> None:
-    just = narrow_row(rounded(1), rounded(2, 3e-6 * 0.7 * SELF_FACTOR))
+@pytest.mark.parametrize("limit", [10.0, 1000.0])
+def test_more_rounding_than_torch_fails_by_the_self_ratio(limit: float) -> None:
+    just = narrow_row(rounded(1), rounded(2, 3e-6 * 0.7 * limit), self_limit=limit)
     assert just.verdict is Verdict.PASS
-    row = narrow_row(rounded(1), rounded(2, 3e-6 * 1.5 * SELF_FACTOR))
+    row = narrow_row(rounded(1), rounded(2, 3e-6 * 1.5 * limit), self_limit=limit)
     assert row.verdict is Verdict.FAIL
-    assert "times Torch's (limit 100)" in row.detail
+    assert f"times Torch's (limit {limit:g})" in row.detail
+
+
+def test_a_detour_by_half_precision_fails() -> None:
     half = WIDE.astype(np.float16).astype(np.float32)
     assert narrow_row(WIDE.astype(np.float32), half).verdict is Verdict.FAIL
 

@@ -137,6 +137,9 @@ def test_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
         ("schedule.warmup_iters", 100, "expected less than max_iters (100)"),
         ("schedule.warmup", "cosine", "'exp', 'linear' or 'constant'"),
         ("eval.absent", "nan", "'skip', 'zero', 'one' or 'plus_one'"),
+        ("verify.image_hw", [64, 100], "image_hw is (64, 100); expected multiples of 32"),
+        ("verify.image_hw", [16, 64], "image_hw is (16, 64); expected multiples of 32"),
+        ("verify.train_crop_hw", [48, 32], "train_crop_hw is (48, 32); expected multiples of 32"),
         ("verify.train_iters_float32", 35, "expected a multiple of check_every (10)"),
         ("verify.train_iters_float32", 100, "below train_iters (100)"),
         ("schedule", 3, "schedule: "),
@@ -271,6 +274,34 @@ def test_the_digest_tells_values_and_not_layout(path: Path, tmp_path: Path) -> N
     assert load_config(write(tmp_path / "spelt.yml", spelt_out)).digest() == digest
     assert load_config(path, overrides=["verify.seed=1"]).digest() != digest
     assert len(digest) == 64
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.root=elsewhere",
+        "description=other",
+        "source=a paper",
+        "gpus=7",
+        "published=[{miou: 9.5, protocol: ss}]",
+    ],
+)
+def test_the_digest_leaves_out_places_and_remarks(path: Path, override: str) -> None:
+    assert load_config(path, overrides=[override]).digest() == load_config(path).digest()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.mean=[0.5,0.5,0.4]",
+        "data.train_list=train.txt",
+        "data.batch_size=3",
+        "model.classes=20",
+        "verify.train_iters=90",
+    ],
+)
+def test_the_digest_holds_what_a_run_depends_on(path: Path, override: str) -> None:
+    assert load_config(path, overrides=[override]).digest() != load_config(path).digest()
 
 
 @settings(deadline=None, max_examples=40)

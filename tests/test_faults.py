@@ -69,7 +69,7 @@ RATES = {"lr/decay": np.linspace(1.0, 2.0, 9), "options/decay/momentum": np.asar
 
 def write(folder: Path, side: str, arrays: dict[str, Any], **changes: Any) -> None:
     meta = {"side": side, "frameworks": [side], "dtype": "float64", "config": "c", "inputs": None}
-    meta |= {"weights": "by rule", "seed": 0, **changes}
+    meta |= {"data": "d", "weights": "by rule", "seed": 0, **changes}
     write_record(folder, record_name("lr_schedule", "float64", side), arrays, meta)
 
 

@@ -20,6 +20,7 @@ IGNORE = 255
 
 def meta(side: str, **changes: Any) -> dict[str, Any]:
     common = {"dtype": "float64", "config": "c", "inputs": "i", "weights": "w", "seed": 0}
+    common["data"] = "files"
     return {"side": side, "frameworks": [side], **common, "digest": f"d-{side}", **changes}
 
 
@@ -178,6 +179,8 @@ def test_labels_of_a_case_without_any_valid_pixel_are_allowed() -> None:
         (1, {"config": "other"}, "provenance/config"),
         (0, {"inputs": "other"}, "provenance/inputs"),
         (0, {"inputs": None}, "provenance/inputs"),
+        (1, {"data": "other"}, "provenance/data"),
+        (0, {"data": "not used"}, "provenance/data"),
         (1, {"weights": "by rule"}, "provenance/weights"),
         (1, {"seed": 1}, "provenance/seed"),
     ],
@@ -250,6 +253,57 @@ def test_float32_gradients_that_are_zero_are_vacuous() -> None:
     assert [row.verdict for row in rows] == [Verdict.VACUOUS]
 
 
+LINE = np.linspace(1.0, 2.0, 51)
+
+
+def with_rounding(times: float) -> Array:
+    """Return the line with ``times`` the rounding that a float32 side has at least (2**-23 * 2)."""
+    return (LINE + times * 2.0**-22).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("step", "key", "times", "verdict"),
+    [
+        ("forward", "train/layer/bn", 8, Verdict.PASS),
+        ("forward", "train/layer/bn", 12, Verdict.FAIL),
+        ("loss", "easy/grad/main", 12, Verdict.FAIL),
+        ("optimizer", "step5/param/conv.weight", 12, Verdict.FAIL),
+        ("backward", "buffer/bn.running_mean", 8, Verdict.PASS),
+        ("backward", "buffer/bn.running_mean", 12, Verdict.FAIL),
+        ("backward", "loss/total", 12, Verdict.FAIL),
+        ("backward", "grad/conv.weight", 900, Verdict.PASS),
+        ("backward", "grad/conv.weight", 1100, Verdict.FAIL),
+        ("backward", "layer/ffm", 900, Verdict.PASS),
+        ("training", "state/conv.weight", 900, Verdict.PASS),
+        ("training", "state/conv.weight", 1100, Verdict.FAIL),
+    ],
+)
+def test_how_much_more_than_torch_a_tensor_may_round(
+    step: str, key: str, times: float, verdict: Verdict
+) -> None:
+    pair = {key: LINE.astype(np.float32)}, {key: with_rounding(times)}
+    (row,) = compare_float32(
+        step_named(step), pair, ({key: LINE}, {key: LINE}), ignore_index=IGNORE
+    )
+    assert row.verdict is verdict
+    assert row.self_ratio == pytest.approx(times, rel=0.1)
+    assert ("times Torch's" in row.detail) == (verdict is Verdict.FAIL)
+
+
+def test_a_buffer_that_is_wrong_in_float32_only_fails() -> None:
+    # a variance over N instead of N - 1 values: one part in N = 2**16, and right in float64
+    key, grad = "buffer/bn.running_var", "grad/conv.weight"
+    biased = (LINE * (1 - 2.0**-16)).astype(np.float32)
+    torch, wide = {key: LINE, grad: LINE}, {key: LINE, grad: LINE}
+    rows = compare_float32(
+        BACKWARD,
+        (narrow(torch), {key: biased, grad: with_rounding(900)}),
+        (wide, wide),
+        ignore_index=IGNORE,
+    )
+    assert {row.key: row.verdict for row in rows} == {key: Verdict.FAIL, grad: Verdict.PASS}
+
+
 def test_the_table_of_steps() -> None:
     names = [step.name for step in STEPS]
     assert len(set(names)) == len(names)
@@ -258,6 +312,8 @@ def test_the_table_of_steps() -> None:
         assert step.dtypes in (("float64",), ("float32",), ("float64", "float32"))
         assert step.bounds[-1].pattern == "*"
         assert all(bound.reason for bound in step.bounds)
+        assert step.rounding[-1].pattern == "*"
+        assert all("measured" in bound.reason for bound in step.rounding)
         assert all(rule.reason for rule in (*step.constants, *step.nonzero))
         loose = [bound for bound in step.bounds if bound.relative > ROUNDING.relative]
         assert all("measured" in bound.reason for bound in loose)

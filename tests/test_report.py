@@ -38,6 +38,7 @@ META = {
         "side": side,
         "versions": {side: "1.0", "numpy": "2.0"},
         "inputs": "1234",
+        "data": "5678",
         "digest": f"sha-of-{side}",
     }
     for side in ("torch", "paddle")
@@ -72,7 +73,8 @@ def stopped(verdict: Verdict, message: str, *, step: str = "metric") -> Result:
 
 
 def outcome_of(results: Sequence[Result], out: Path) -> Outcome:
-    options = Options(out=out, steps=tuple({r.step.name for r in results}))
+    steps = tuple({r.step.name for r in results})
+    options = Options(out=out, steps=steps, command="bisenet verify --config c.yml")
     return Outcome(CONFIG, options, list(results), seconds=12.34, peak_mib={"torch": 300})
 
 
@@ -91,7 +93,7 @@ def test_files_and_their_digests(tmp_path: Path) -> None:
     out = tmp_path / "logs" / "c"
     results = [result(PASSING), result(PASSING, dtype="float32"), result(PASSING, step="metric")]
     paths = write_reports(outcome_of(results, out))
-    names = ["loss_diff.log", "metric_diff.log", "summary.json", "junit.xml"]
+    names = ["loss_diff.log", "metric_diff.log", "summary.json", "junit.xml", "config.yml"]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     summary = json.loads((out / "summary.json").read_text())
@@ -111,11 +113,14 @@ def test_a_log_is_evidence(tmp_path: Path) -> None:
         "weights: by rule",
         "data: generated scenes",
         "'paddle': '1.0'",
+        "command: bisenet verify --config c.yml",
         "inputs: 1234",
+        "data set: 5678",
         "record of torch: sha256 sha-of-torch",
         "record of paddle: sha256 sha-of-paddle",
         "bound 1e-12 for *: float64 keeps 16 digits",
         "rule: |torch32 - paddle32| <= 1.5 x floor",
+        "at most 10 times for *: two orders of the same sums; measured up to",
         "== loss in float64: PASS ==",
         "== loss in float32: FAIL ==",
         "starts at: easy, grad, main",
@@ -126,6 +131,25 @@ def test_a_log_is_evidence(tmp_path: Path) -> None:
     # a machine's own paths are nobody's business
     assert str(tmp_path) not in text
     assert str(Path.cwd()) not in text
+
+
+def test_the_configuration_as_it_was_run_is_kept_without_its_place(tmp_path: Path) -> None:
+    lists = {"train_list": tmp_path / "t.txt", "val_list": Path("v.txt")}
+    data = CONFIG.data.model_copy(update={"root": tmp_path / "frames", **lists})
+    model = CONFIG.model.model_copy(update={"backbone_weights": tmp_path / "resnet18.pth"})
+    outcome = outcome_of([result(PASSING)], tmp_path / "out")
+    outcome.config = CONFIG.model_copy(update={"data": data, "model": model})
+    path = write_reports(outcome)[-1]
+    assert path == tmp_path / "out" / "config.yml"
+    assert str(tmp_path) not in path.read_text()
+    found = load_config(path)
+    assert found.data.root == Path("frames")
+    assert (found.data.train_list, found.data.val_list) == (Path("t.txt"), Path("v.txt"))
+    assert found.model.backbone_weights == Path("resnet18.pth")
+    assert found.verify == CONFIG.verify
+    # what has no place of its own is told with the very same digest
+    write_reports(outcome_of([result(PASSING)], tmp_path / "out"))
+    assert load_config(path).digest() == CONFIG.digest()
 
 
 def test_the_worst_comes_first(tmp_path: Path) -> None:
@@ -153,6 +177,7 @@ def test_the_summary_is_strict_json(tmp_path: Path) -> None:
     ]
     summary, _ = written(results, tmp_path)
     assert (summary["verdict"], summary["exit_code"]) == ("FAIL", 3)
+    assert summary["command"] == "bisenet verify --config c.yml"
     loss, narrow, metric = summary["results"]
     assert (loss["comparisons"], loss["failing"]) == (2, 2)
     assert [worst["relative"] for worst in loss["worst"]] == ["inf", 2.5e-3]

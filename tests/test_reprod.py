@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import reprod
-from pipeline.reprod import LARGEST, artefact_arrays, write_artefacts
+from pipeline.reprod import LARGEST, artefact_arrays, remove_artefacts, write_artefacts
 from pipeline.steps import STEP_NAMES
 
 Sides = dict[str, dict[str, NDArray[Any]]]
@@ -35,16 +35,55 @@ def test_every_step_has_a_pair_of_its_own_name() -> None:
     assert len(set(names)) == len(STEP_NAMES)
 
 
-def test_only_small_numbers_of_the_wanted_keys_are_kept() -> None:
+def test_only_numbers_of_the_wanted_keys_are_kept() -> None:
     arrays = {
         "lr/decay": np.ones(3),
-        "lr/large": np.zeros(LARGEST + 1),
         "lr/name": np.array(["a"]),
         "group/conv.weight": np.asarray("decay"),
         "options/decay/momentum": np.asarray(0.9),
     }
     assert set(artefact_arrays("lr_schedule", "float64", arrays)) == {"lr/decay/float64"}
     assert artefact_arrays("lr_schedule", "float32", arrays) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(LARGEST, LARGEST), (LARGEST + 2, LARGEST // 2 + 1), (3 * LARGEST, LARGEST)]
+)
+def test_of_a_large_array_every_nth_element_is_kept(size: int, kept: int) -> None:
+    array = np.arange(size, dtype=np.float64).reshape(2, -1)
+    found = artefact_arrays("lr_schedule", "float64", {"lr/x": array})["lr/x/float64"]
+    assert found.size == kept
+    stride = 1 if size == LARGEST else (2 if size < 2 * LARGEST else 3)
+    np.testing.assert_array_equal(found.ravel(), np.arange(0, size, stride))
+
+
+@pytest.mark.parametrize("layer", ["conv_out.conv_out.weight", "head.conv_out.1.weight"])
+def test_the_last_layer_of_every_network_is_wanted(layer: str) -> None:
+    # as BiSeNetV1 and STDC, and as BiSeNetV2 call it
+    step5 = {f"step5/{kind}/{layer}": np.ones(2) for kind in ("param", "momentum")}
+    assert len(artefact_arrays("optimizer", "float64", step5)) == 2
+    assert len(artefact_arrays("backward", "float64", {f"grad/{layer}": np.ones(2)})) == 1
+
+
+@pytest.mark.parametrize("side", ["torch", "paddle", "both"])
+def test_an_empty_pair_would_pass_by_itself(tmp_path: Path, side: str) -> None:
+    pair = {name: {} if side in (name, "both") else arrays for name, arrays in sides(0.0).items()}
+    with pytest.raises(RuntimeError, match="no arrays of step loss for reprod_log"):
+        write_artefacts(tmp_path, {"loss": pair})
+    with pytest.raises(RuntimeError, match="no arrays of step metric for reprod_log"):
+        write_artefacts(tmp_path, {"metric": {}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_artefacts_of_a_step_are_removed_and_no_others(tmp_path: Path) -> None:
+    names = ("lr_diff.log", "lr_torch.npy", "lr_paddle.npy")
+    kept = ("loss_diff.log", "loss_torch.npy", "loss_paddle.npy", "notes.txt")
+    for name in (*names, *kept):
+        (tmp_path / name).write_text("")
+    # metric has none, and a folder need not be there
+    remove_artefacts(tmp_path, ["lr_schedule", "metric"])
+    remove_artefacts(tmp_path / "nowhere", STEP_NAMES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 @NEEDS_REPROD

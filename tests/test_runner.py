@@ -13,8 +13,10 @@ import pytest
 
 from common.config import Config, load_config
 from common.errors import ConfigError, DataError, InputError, WeightsError
-from pipeline import recording
+from fake_data import scenes
+from pipeline import inputs, recording
 from pipeline.compare import Verdict
+from pipeline.inputs import data_digest
 from pipeline.judge import Result
 from pipeline.recording import recorder_environment
 from pipeline.runner import (
@@ -50,7 +52,8 @@ def emit(event, **fields):
 
 def write(run, arrays, part="", **changes):
     meta = {{"side": side, "dtype": run["dtype"], "frameworks": [side], "config": "c",
-            "inputs": "i", "weights": "w", "seed": 0, "versions": {{}}, **changes}}
+            "inputs": "i", "data": "d", "weights": "w", "seed": 0, "versions": {{}},
+            **changes}}
     name = record_name(run["step"], run["dtype"], side, part)
     write_record(Path(run["folder"]), name, arrays, meta)
 
@@ -169,6 +172,7 @@ def test_a_difference_stops_the_run_unless_told_otherwise(play: Play) -> None:
         ("meta = {'side': 'torch'}", "ERROR", 3),
         ("meta = {'frameworks': ['torch', 'paddle']}", "ERROR", 3),
         ("meta = {'weights': 'others'}", "ERROR", 3),
+        ("meta = {'data': 'others'}", "ERROR", 3),
     ],
 )
 def test_a_wrong_record_of_one_side(play: Play, change: str, verdict: str, code: int) -> None:
@@ -219,16 +223,49 @@ def test_a_failed_run_is_an_error_and_the_others_go_on(play: Play) -> None:
 
 
 @pytest.mark.parametrize("side", ["torch", "paddle"])
-def test_what_a_recorder_cannot_use_is_the_users_to_mend(play: Play, out: Path, side: str) -> None:
-    body = f"""
+def test_what_only_one_side_cannot_use_is_an_error_of_the_port(play: Play, side: str) -> None:
+    outcome = play(f"""
     for run in plan["runs"]:
         if side == {side!r}:
             fail(run, "a.png: truncated PNG", input_error=True)
         else:
             write(run, GOOD)
             done(run)
+    """)
+    assert verdicts(outcome) == {"lr_schedule float64": "ERROR"}
+    assert outcome.exit_code == 3
+    other = "torch" if side == "paddle" else "paddle"
+    assert outcome.results[0].message == (
+        f"{side} recorder: a.png: truncated PNG "
+        f"(the {other} side had no objection: look at the port)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("fail(run, 'boom')", "paddle recorder: boom"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "paddle recorder killed by signal 9; see "),
+    ],
+)
+def test_a_crash_is_told_before_the_other_sides_objection(play: Play, end: str, how: str) -> None:
+    outcome = play(f"""
+    for run in plan["runs"]:
+        if side == "torch":
+            fail(run, "a.png: truncated PNG", input_error=True)
+        else:
+            {end}
+    """)
+    assert outcome.exit_code == 3
+    assert outcome.results[0].message.startswith(how)
+
+
+def test_what_neither_side_can_use_is_the_users_to_mend(play: Play, out: Path) -> None:
+    body = """
+    for run in plan["runs"]:
+        fail(run, "a.png: truncated PNG", input_error=True)
     """
-    with pytest.raises(InputError, match=f"{side} recorder: a.png: truncated PNG"):
+    with pytest.raises(InputError, match=r"torch recorder: a\.png: truncated PNG$"):
         play(body)
     assert sorted(p.name for p in out.iterdir()) == ["recorder_paddle.log", "recorder_torch.log"]
 
@@ -452,6 +489,26 @@ def test_real_data_is_looked_at_before_anything_starts(config: Config, tmp_path:
     (real / "leftImg8bit" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="train: no file matches"):
         resolve_data(config, Options(tmp_path, ("loss",), data=real))
+
+
+def test_the_digest_of_the_data_is_of_its_files(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = scenes.generate(tmp_path / "here", train=1, val=1, size_hw=(32, 64))
+    there = scenes.generate(tmp_path / "there", train=1, val=1, size_hw=(32, 64))
+
+    def digest(folder: Path) -> str:
+        return data_digest(resolve_data(config, Options(tmp_path, ("data",), data=folder)))
+
+    assert digest(here) == digest(there)
+    (path,) = there.glob("gtFine/val/**/*labelIds.png")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert digest(here) != digest(there)
+    monkeypatch.setattr(inputs, "HASHED_BYTES", 0)
+    assert digest(here) == digest(there)
+    path.write_bytes(content + b"0")
+    assert digest(here) != digest(there)
 
 
 def test_scenes_stand_in_for_cityscapes_only(tmp_path: Path) -> None:
