@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from common.errors import ConfigError
+from common.protocols import protocol_named
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -40,9 +48,19 @@ class ModelConfig(_Section):
     """A key of MODELS, the same on both sides."""
     classes: PositiveInt
     """Number of classes; labels are 0..classes-1 and data.ignore_index."""
+    options: dict[str, bool] = {}
+    """Switches of the network, on or off; one that is left out is as published. bisenetv1_2019 has
+    use_arm and use_global_pooling (the paper's refinement and pooling, which its published forward
+    pass leaves out); the STDC networks have use_boundary_2, _4, _8 and _16, the boundary heads that
+    the detail loss trains (8 as published). No switch changes the names or shapes of weights."""
+    weights: Path | None = None
+    """A whole network's weights that a training starts from; last layers of another number of
+    classes start anew. Not with backbone_weights. Like data.root, no part of the digest: a
+    verification does not read it (its weights are by rule, or --weights with their own digest)."""
     backbone_weights: Path | None = None
-    """Pretrained backbone (.safetensors or .pdparams) that a training starts from; a .pth goes
-    through `bisenet convert --backbone-only` first. None: the model's own initialisation."""
+    """Pretrained backbone (.safetensors or .pdparams; on the Torch side also .pth) that a training
+    starts from; Paddle takes a .pth through `bisenet convert --backbone-only`. No part of the
+    digest. Neither this nor weights: the model's own initialisation."""
 
 
 Augmentation = Literal["opencv", "pillow"]
@@ -171,6 +189,19 @@ class EvalConfig(_Section):
     plus_one (union + 1 in every denominator, the current upstream rule)."""
     count_void: bool = False
     """True counts predictions on void pixels as false positives."""
+    protocol: str = "none"
+    """How a picture's scores are made, a key of common.protocols.PROTOCOLS; none: one pass over
+    the picture at its own size. This and what follows is no part of the digests: no step of a
+    verification reads it, and the result names it."""
+    crop_hw: SizeHW | None = None
+    """Sliding window (H, W) in pixels, for protocols that have one; None: 1024 x 1024."""
+    short_side: PositiveInt | None = None
+    """Length to which the shorter side is brought first; None: the picture as it is."""
+
+    @field_validator("protocol")
+    @classmethod
+    def _protocol_is_known(cls, name: str) -> str:
+        return protocol_named(name).name
 
 
 class VerifyConfig(_Section):
@@ -186,7 +217,7 @@ class VerifyConfig(_Section):
     train_iters_float32: PositiveInt = 30
     """Iterations in float32; a multiple of check_every, below train_iters."""
     train_warmup_iters: NonNegativeInt = 20
-    train_batch_size: PositiveInt = 16
+    train_batch_size: PositiveInt = 12
     """BatchNorm after a global pooling sees this many values per channel: few make the training
     amplify rounding (docs/parity.md)."""
     train_crop_hw: SizeHW = (32, 32)
@@ -215,6 +246,46 @@ class VerifyConfig(_Section):
         return self
 
 
+Precision = Literal["float32", "float64", "amp_o1", "amp_o2"]
+AmpDtype = Literal["float16", "bfloat16"]
+Decay = Annotated[float, Field(gt=0, lt=1)]
+
+
+class TrainConfig(_Section):
+    """How the full training is run: precision, averaging, and when it logs, saves and evaluates."""
+
+    precision: Precision = "float32"
+    """float32, float64, or mixed: amp_o1 keeps float32 weights and runs listed operations in
+    amp_dtype; amp_o2 runs all but the normalisation in it."""
+    amp_dtype: AmpDtype = "float16"
+    """Short type of a mixed precision; float16 is scaled. A CPU takes bfloat16 whatever is set."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged into one optimizer step; one iteration is one step."""
+    clip_norm: PositiveFloat | None = None
+    """Largest global L2 norm of the gradients before the step; None: not clipped."""
+    ema_decay: Decay | None = None
+    """Decay per iteration of the moving average of the weights, which is what is evaluated then;
+    None: no average is kept."""
+    sync_bn: bool = True
+    """BatchNorm over the batches of all processes; nothing changes with one process."""
+    channels_last: bool = False
+    """Memory layout NHWC inside the network, where the framework and the device have it."""
+    deterministic: bool = False
+    """Only kernels with the same result on every run; slower on a GPU."""
+    seed: NonNegativeInt = 0
+    """Of the initial weights and of the order and augmentation of the samples."""
+    log_interval: PositiveInt = 10
+    """Iterations between two lines of the log."""
+    save_interval: PositiveInt = 500
+    """Iterations between two checkpoints."""
+    eval_interval: PositiveInt | None = None
+    """Iterations between two evaluations; None: at each checkpoint, where evaluation is asked."""
+    keep_checkpoint_max: PositiveInt = 5
+    """Checkpoints kept, the newest; the best by mIoU is kept apart from them."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row without a better mIoU after which the training stops; None: never."""
+
+
 Protocol = Literal[
     "ss", "flip", "ssc", "msf", "mscf", "ss@0.5", "ss@0.75", "per image", "ss@720x960"
 ]
@@ -234,6 +305,19 @@ class Published(_Section):
     """Where it stands, and what must be known to compare with it."""
 
 
+_TOLD = {"description", "source", "published", "gpus", "train"}
+"""Top-level keys that no step of a verification depends on."""
+_START_WEIGHTS = {"weights", "backbone_weights"}
+"""Keys of ``model`` that say where a training's first weights lie."""
+_PASSES = {"protocol", "crop_hw", "short_side"}
+"""Keys of ``eval`` that only `bisenet eval` reads."""
+_REPLACED_DATA = {"root", "train_list", "val_list", "batch_size", "workers"}
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 class Config(_Section):
     """One experiment: everything a run depends on besides the data and the start weights."""
 
@@ -251,6 +335,7 @@ class Config(_Section):
     schedule: ScheduleConfig
     eval: EvalConfig = EvalConfig()
     verify: VerifyConfig = VerifyConfig()
+    train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
     def _void_is_not_a_class(self) -> Config:
@@ -262,15 +347,36 @@ class Config(_Section):
         return self
 
     def digest(self) -> str:
-        """Return the sha256 of what a run depends on, independent of key order and place.
+        """Return the sha256 of what a verification depends on, independent of key order and place.
 
-        Left out: where the data lies (its files have a digest of their own) and what is only said
-        about the experiment.
+        Left out: where the data and the start weights lie (a run's files have digests of their
+        own), what is only said about the experiment, and ``train``, which no step of a
+        verification reads: another log interval must not call for new evidence. What ``train``
+        changes in the numbers of a training (precision, accumulation, clipping, averaging) is told
+        by the resolved configuration beside its checkpoints.
         """
-        told = {"description", "source", "published", "gpus"}
-        content = self.model_dump(mode="json", exclude=told | {"data"})
+        content = self.model_dump(mode="json", exclude=_TOLD | {"data", "model", "eval"})
+        content["eval"] = self.eval.model_dump(mode="json", exclude=_PASSES)
+        content["model"] = self.model.model_dump(mode="json", exclude=_START_WEIGHTS)
         content["data"] = self.data.model_dump(mode="json", exclude={"root"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return _sha256(content)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return, as JSON has it, what a verification and a training must have in common.
+
+        That is what ``digest`` covers without ``verify`` (the size of the verification), without
+        where the start weights and the lists of samples lie, and without the batch size and the
+        loader processes, which every step replaces by its own.
+        """
+        content = self.model_dump(mode="json", exclude=_TOLD | {"data", "model", "eval", "verify"})
+        content["eval"] = self.eval.model_dump(mode="json", exclude=_PASSES)
+        content["model"] = self.model.model_dump(mode="json", exclude=_START_WEIGHTS)
+        content["data"] = self.data.model_dump(mode="json", exclude=_REPLACED_DATA)
+        return content
+
+    def recipe_digest(self) -> str:
+        """Return the sha256 of the recipe, independent of key order and place."""
+        return _sha256(self.recipe())
 
     def dump_yaml(self) -> str:
         """Return the resolved configuration as YAML, loadable by load_config."""

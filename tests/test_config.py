@@ -283,7 +283,11 @@ def test_the_digest_tells_values_and_not_layout(path: Path, tmp_path: Path) -> N
         "description=other",
         "source=a paper",
         "gpus=7",
+        "model.weights=v1.safetensors",
+        "model.backbone_weights=resnet18.pdparams",
         "published=[{miou: 9.5, protocol: ss}]",
+        "train.log_interval=3",
+        "train.precision=amp_o1",
     ],
 )
 def test_the_digest_leaves_out_places_and_remarks(path: Path, override: str) -> None:
@@ -297,11 +301,70 @@ def test_the_digest_leaves_out_places_and_remarks(path: Path, override: str) -> 
         "data.train_list=train.txt",
         "data.batch_size=3",
         "model.classes=20",
+        "model.options.use_arm=true",
+        "model.options={use_arm: false}",
         "verify.train_iters=90",
     ],
 )
 def test_the_digest_holds_what_a_run_depends_on(path: Path, override: str) -> None:
     assert load_config(path, overrides=[override]).digest() != load_config(path).digest()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "gpus=7",
+        "train.seed=3",
+        "verify.train_iters=90",
+        "data.root=elsewhere",
+        "data.train_list=train.txt",
+        "data.val_list=val.txt",
+        "data.batch_size=3",
+        "data.workers=7",
+        "model.backbone_weights=resnet18.safetensors",
+        "model.weights=v1.safetensors",
+    ],
+)
+def test_the_recipe_is_the_same_for_a_verification_and_a_training(
+    path: Path, override: str
+) -> None:
+    changed = load_config(path, overrides=[override])
+    assert changed.recipe_digest() == load_config(path).recipe_digest()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.name=bisenetv2",
+        "model.options.use_arm=true",
+        "data.mean=[0.5,0.5,0.4]",
+        "data.crop_hw=[64,64]",
+        "loss.threshold=0.6",
+        "optimizer.base_lr=0.5",
+        "schedule.max_iters=77",
+        "eval.count_void=true",
+    ],
+)
+def test_the_recipe_digest_holds_the_recipe(path: Path, override: str) -> None:
+    changed = load_config(path, overrides=[override])
+    assert changed.recipe_digest() != load_config(path).recipe_digest()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.precision=fp16", "'float32', 'float64', 'amp_o1' or 'amp_o2'"),
+        ("train.ema_decay=1.0", "less than 1"),
+        ("train.ema_decay=0", "greater than 0"),
+        ("train.accumulate=0", "greater than 0"),
+        ("train.clip_norm=0.0", "greater than 0"),
+        ("train.save_intervall=3", "did you mean save_interval?"),
+        ("train.eval_interval=0", "greater than 0"),
+        ("train.patience=-1", "greater than 0"),
+    ],
+)
+def test_the_train_section_is_checked(path: Path, override: str, expected: str) -> None:
+    assert expected in message(path, override)
 
 
 @settings(deadline=None, max_examples=40)

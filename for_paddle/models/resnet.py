@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from paddle import Tensor, nn
 
-from for_paddle.layers import (
-    BatchNorm2d,
-    InPlaceABN,
-    Norm,
-    init_conv_uniform,
-    norm_without_activation,
-)
+from for_paddle.layers import init_conv_uniform
+from for_paddle.norm import BatchNorm2d, InPlaceABN, Norm, norm_without_activation
 
 
 def norm_and_activation(channels: int, *, norm: Norm) -> nn.Layer:

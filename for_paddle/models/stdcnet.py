@@ -16,7 +16,8 @@ import paddle
 from paddle import Tensor, nn
 
 from common.errors import InputError
-from for_paddle.layers import AvgPool2d, BatchNorm2d, init_conv_fan_out, spatial_mean
+from for_paddle.layers import AvgPool2d, init_conv_fan_out, spatial_mean
+from for_paddle.norm import BatchNorm2d
 
 Layers = tuple[int, int, int]
 BlockType = Literal["cat", "add"]

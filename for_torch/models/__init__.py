@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -32,17 +32,50 @@ MODELS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build_model(name: str, *, classes: int, aux_heads: bool = True) -> Network:
+BOUNDARIES = ("use_boundary_2", "use_boundary_4", "use_boundary_8", "use_boundary_16")
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "bisenetv1_2019": ("use_arm", "use_global_pooling"),
+    "stdc1": BOUNDARIES,
+    "stdc2": BOUNDARIES,
+    "bisestdc": BOUNDARIES,
+    "bisestdc2": BOUNDARIES,
+}
+"""The switches of the networks that have any, on or off with the same names and shapes of weights.
+
+What makes a published network (form, norm, layers, spatial path) is no switch: it has a name.
+"""
+
+
+def build_model(
+    name: str,
+    *,
+    classes: int,
+    aux_heads: bool = True,
+    options: Mapping[str, bool] | None = None,
+) -> Network:
     """Build a network on the current device, in the default dtype, with fresh weights.
 
     Args:
         name: a key of MODELS.
         classes: number of classes.
         aux_heads: False leaves out the heads that only training uses.
+        options: the network's switches by name, keys of OPTIONS; one left out, or None for all,
+            is as the network was published.
 
     Raises:
-        ConfigError: the name is not a key of MODELS.
+        ConfigError: the name is not a key of MODELS, or the network has no such option.
     """
     if name not in MODELS:
         raise ConfigError(f"model.name is {name!r}; expected one of {', '.join(MODELS)}")
-    return MODELS[name](classes, aux_heads=aux_heads)
+    switches = dict(options or {})
+    known = OPTIONS.get(name, ())
+    unknown = [option for option in switches if option not in known]
+    if unknown:
+        raise ConfigError(
+            f"model.options names {', '.join(unknown)}, which {name} does not have; "
+            f"its options: {', '.join(known) or 'none'}"
+        )
+    model = MODELS[name](classes, aux_heads=aux_heads, **switches)
+    model.name = name
+    return model

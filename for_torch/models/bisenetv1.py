@@ -18,18 +18,16 @@ from torch import Tensor, nn
 
 from for_torch.layers import (
     CONV_BLOCKS,
-    BatchNorm2d,
-    Norm,
     ResizeBilinear,
     ResizeNearest,
     crop_to_size,
     init_conv_kaiming,
-    norm_without_activation,
     pad_to_multiple,
     resize_bilinear,
     spatial_mean,
 )
 from for_torch.models.resnet import ResNet18
+from for_torch.norm import BatchNorm2d, Norm, norm_without_activation
 
 Form = Literal["current", "2020"]
 """Which published form: they differ in the attention of the fusion, the heads and the resizing."""
@@ -184,10 +182,14 @@ class BiSeNetV1(nn.Module):
     """The whole network.
 
     Attributes:
+        name: the key of MODELS it was built as; empty if it was not built by build_model.
+        classes: number of classes.
         heads: names of the outputs, the main one first.
         head_modules: children that the recipe trains with a multiplied learning rate.
         aux_in_eval: True computes the auxiliary heads in eval mode too.
     """
+
+    name: str = ""
 
     def __init__(
         self,
@@ -212,6 +214,7 @@ class BiSeNetV1(nn.Module):
                 "diss").
         """
         super().__init__()
+        self.classes = classes
         current = form == "current"
         self.cp = ContextPath(norm=norm)
         self.sp = SpatialPath(norm=norm) if spatial_path else None

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from for_torch.layers import (
-    BatchNorm2d,
     ConvBNReLU,
     init_conv_kaiming,
     resize_bilinear,
@@ -22,6 +21,7 @@ from for_torch.layers import (
 )
 from for_torch.models.bisenetv1 import FeatureFusionModule
 from for_torch.models.resnet import ResNet18
+from for_torch.norm import BatchNorm2d
 
 
 class ChannelAttention(nn.Module):
@@ -111,10 +111,15 @@ class BiSeNetV1First(nn.Module):
     """The whole network.
 
     Attributes:
+        name: the key of MODELS it was built as; empty if it was not built by build_model.
+        classes: number of classes.
         heads: names of the outputs, the main one first.
         head_modules: empty: the recipe has one learning rate for everything.
+        unused: layers that are switched off, and so neither trained nor their statistics moved.
         aux_in_eval: True computes the auxiliary heads in eval mode too.
     """
+
+    name: str = ""
 
     def __init__(
         self,
@@ -135,12 +140,17 @@ class BiSeNetV1First(nn.Module):
             dropout: probability of a channel's value to be dropped before the logits.
         """
         super().__init__()
+        self.classes = classes
         self.cp = UShapedContextPath(use_arm=use_arm, use_global_pooling=use_global_pooling)
         self.sp = WideningSpatialPath()
         self.ffm = FeatureFusionModule(1024, 1024, kernel_size=3, attention_channels=1024)
         self.conv_out = FCNOutput(1024, classes=classes, dropout=dropout)
         self.heads: tuple[str, ...] = ("main",)
         self.head_modules: tuple[str, ...] = ()
+        self.unused: tuple[str, ...] = (
+            *(() if use_arm else ("cp.arm16", "cp.arm32")),
+            *(() if use_global_pooling else ("cp.conv_avg", "cp.bn_avg")),
+        )
         self.aux_heads = aux_heads
         self.aux_in_eval = False
         if aux_heads:

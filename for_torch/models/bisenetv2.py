@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from for_torch.layers import (
     AvgPool2d,
-    BatchNorm2d,
     ConvBNReLU,
     ResizeBilinear,
     ResizeNearest,
@@ -31,6 +30,7 @@ from for_torch.layers import (
     resize_nearest,
     spatial_mean,
 )
+from for_torch.norm import BatchNorm2d
 
 Form = Literal["current", "2020"]
 """Which published form: they differ in the resizing, the heads and the heads' learning rate."""
@@ -310,10 +310,14 @@ class BiSeNetV2(nn.Module):
     """The whole network.
 
     Attributes:
+        name: the key of MODELS it was built as; empty if it was not built by build_model.
+        classes: number of classes.
         heads: names of the outputs, the main one first.
         head_modules: children that the recipe trains with a multiplied learning rate.
         aux_in_eval: True computes the auxiliary heads in eval mode too.
     """
+
+    name: str = ""
 
     def __init__(
         self,
@@ -334,6 +338,7 @@ class BiSeNetV2(nn.Module):
             dropout: probability at which a head drops a value in training.
         """
         super().__init__()
+        self.classes = classes
         self.form: Form = form
         self.detail = DetailBranch()
         self.segment = SegmentBranch()

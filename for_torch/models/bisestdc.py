@@ -12,13 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from for_torch.layers import (
-    BatchNorm2d,
-    init_conv_kaiming,
-    init_conv_uniform,
-    resize_nearest,
-    spatial_mean,
-)
+from for_torch.layers import init_conv_kaiming, init_conv_uniform, resize_nearest, spatial_mean
 from for_torch.models.stdcnet import (
     STDC1_LAYERS,
     CatBottleneck,
@@ -35,6 +29,8 @@ from for_torch.models.stdcseg import (
     BiSeNetOutput,
     ConvABNReLU,
     FeatureFusionModule,
+    add_boundary_heads,
+    boundary_logits,
     boundary_names,
     enlarge,
     heads_not_asked,
@@ -42,6 +38,7 @@ from for_torch.models.stdcseg import (
     plain_batch_norm_parameters,
     size_of,
 )
+from for_torch.norm import BatchNorm2d
 
 Strides = tuple[int, int, int]
 
@@ -137,6 +134,8 @@ class ContextPath(nn.Module):
 class BiSeSTDC(nn.Module):
     """The whole network; attributes as STDCSeg."""
 
+    name: str = ""
+
     def __init__(
         self,
         classes: int,
@@ -163,6 +162,7 @@ class BiSeSTDC(nn.Module):
             use_boundary_16: at 1/16.
         """
         super().__init__()
+        self.classes = classes
         self.cp = ContextPath(spatial_base=spatial_base, spatial_strides=spatial_strides)
         self.ffm = FeatureFusionModule(256 + 128, 256)
         self.conv_out = BiSeNetOutput(256, 256, classes=classes)
@@ -177,10 +177,7 @@ class BiSeSTDC(nn.Module):
             self.conv_out8 = BiSeNetOutput(128, 128, classes=classes)
             self.conv_out16 = BiSeNetOutput(128, 64, classes=classes)
             self.conv_out32 = BiSeNetOutput(128, 64, classes=classes)
-            self.conv_out_sp16 = BiSeNetOutput(512, 64, classes=1)
-            self.conv_out_sp8 = BiSeNetOutput(256, 64, classes=1)
-            self.conv_out_sp4 = BiSeNetOutput(64, 64, classes=1)
-            self.conv_out_sp2 = BiSeNetOutput(32, 64, classes=1)
+            add_boundary_heads(self)
             self.boundaries = boundary_names(
                 use_boundary_2, use_boundary_4, use_boundary_8, use_boundary_16
             )
@@ -202,21 +199,14 @@ class BiSeSTDC(nn.Module):
             each. Then the boundaries that are asked for, "boundary2" to "boundary16": one channel,
             at their own resolution.
         """
-        features = self.cp(image)
-        feature2, feature4, _, feature16, context4, context8, context16, spatial4 = features
+        found = self.cp(image)
+        feature2, feature4, _, feature16, context4, context8, context16, spatial4 = found
         fused = self.ffm(spatial4, context4)
         outputs = {"main": enlarge(self.conv_out(fused), image)}
         if self.aux_heads and (self.training or self.aux_in_eval):
             outputs["aux8"] = enlarge(self.conv_out8(context4), image)
             outputs["aux16"] = enlarge(self.conv_out16(context8), image)
             outputs["aux32"] = enlarge(self.conv_out32(context16), image)
-            taps = {
-                "boundary2": (self.conv_out_sp2, feature2),
-                "boundary4": (self.conv_out_sp4, feature4),
-                "boundary8": (self.conv_out_sp8, spatial4),
-                "boundary16": (self.conv_out_sp16, feature16),
-            }
-            for name in self.boundaries:
-                head, feature = taps[name]
-                outputs[name] = head(feature)
+            features = (feature2, feature4, spatial4, feature16)
+            outputs |= boundary_logits(self, self.boundaries, features=features)
         return outputs

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from for_torch.layers import (
-    BatchNorm2d,
-    InPlaceABN,
-    Norm,
-    init_conv_uniform,
-    norm_without_activation,
-)
+from for_torch.layers import init_conv_uniform
+from for_torch.norm import BatchNorm2d, InPlaceABN, Norm, norm_without_activation
 
 
 def norm_and_activation(channels: int, *, norm: Norm) -> nn.Module:

@@ -13,16 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from for_torch.layers import (
-    BatchNorm2d,
-    InPlaceABN,
-    init_conv_kaiming,
-    resize_bilinear,
-    resize_nearest,
-    spatial_mean,
-)
+from for_torch.layers import init_conv_kaiming, resize_bilinear, resize_nearest, spatial_mean
 from for_torch.models.stdcnet import Layers, STDCNet
+from for_torch.norm import BatchNorm2d, InPlaceABN
 
+BOUNDARIES: tuple[str, ...] = ("boundary2", "boundary4", "boundary8", "boundary16")
 BOUNDARY_HEADS = ("conv_out_sp16", "conv_out_sp8", "conv_out_sp4", "conv_out_sp2")
 CLASSIFIER = ("cp.backbone.conv_last", "cp.backbone.fc", "cp.backbone.bn", "cp.backbone.linear")
 
@@ -130,12 +125,16 @@ class STDCSeg(nn.Module):
     """The whole network.
 
     Attributes:
+        name: the key of MODELS it was built as; empty if it was not built by build_model.
+        classes: number of classes.
         heads: names of the outputs, the main one first.
         head_modules: children that the recipe trains with a multiplied learning rate.
         ungrouped: parameters that the recipe leaves out of the optimizer: never updated.
         unused: layers that are never run, and so neither trained nor their statistics moved.
         aux_in_eval: True computes the auxiliary and boundary heads in eval mode too.
     """
+
+    name: str = ""
 
     def __init__(
         self,
@@ -161,6 +160,7 @@ class STDCSeg(nn.Module):
             use_boundary_16: at 1/16.
         """
         super().__init__()
+        self.classes = classes
         self.cp = ContextPath(layers)
         self.ffm = FeatureFusionModule(256 + 128, 256)
         self.conv_out = BiSeNetOutput(256, 256, classes=classes)
@@ -174,10 +174,7 @@ class STDCSeg(nn.Module):
             # named after the paper's stages; the maps they see are at 1/8 and 1/16
             self.conv_out16 = BiSeNetOutput(128, 64, classes=classes)
             self.conv_out32 = BiSeNetOutput(128, 64, classes=classes)
-            self.conv_out_sp16 = BiSeNetOutput(512, 64, classes=1)
-            self.conv_out_sp8 = BiSeNetOutput(256, 64, classes=1)
-            self.conv_out_sp4 = BiSeNetOutput(64, 64, classes=1)
-            self.conv_out_sp2 = BiSeNetOutput(32, 64, classes=1)
+            add_boundary_heads(self)
             self.boundaries = boundary_names(
                 use_boundary_2, use_boundary_4, use_boundary_8, use_boundary_16
             )
@@ -204,34 +201,53 @@ class STDCSeg(nn.Module):
         if self.aux_heads and (self.training or self.aux_in_eval):
             outputs["aux16"] = enlarge(self.conv_out16(context8), image)
             outputs["aux32"] = enlarge(self.conv_out32(context16), image)
-            taps = {
-                "boundary2": (self.conv_out_sp2, feature2),
-                "boundary4": (self.conv_out_sp4, feature4),
-                "boundary8": (self.conv_out_sp8, feature8),
-                "boundary16": (self.conv_out_sp16, feature16),
-            }
-            for name in self.boundaries:
-                head, feature = taps[name]
-                outputs[name] = head(feature)
+            features = (feature2, feature4, feature8, feature16)
+            outputs |= boundary_logits(self, self.boundaries, features=features)
         return outputs
+
+
+def add_boundary_heads(model: nn.Module) -> None:
+    """Give a network its four boundary heads, whichever of them are asked for.
+
+    Children conv_out_sp16 to conv_out_sp2, for features with 512, 256, 64 and 32 channels.
+    """
+    for head, channels in zip(BOUNDARY_HEADS, (512, 256, 64, 32), strict=True):
+        setattr(model, head, BiSeNetOutput(channels, 64, classes=1))
 
 
 def boundary_names(
     use_boundary_2: bool, use_boundary_4: bool, use_boundary_8: bool, use_boundary_16: bool
 ) -> tuple[str, ...]:
     """Return the names of the boundary outputs that are asked for, the finest first."""
-    asked = {
-        "boundary2": use_boundary_2,
-        "boundary4": use_boundary_4,
-        "boundary8": use_boundary_8,
-        "boundary16": use_boundary_16,
-    }
-    return tuple(name for name, use in asked.items() if use)
+    asked = (use_boundary_2, use_boundary_4, use_boundary_8, use_boundary_16)
+    return tuple(name for name, use in zip(BOUNDARIES, asked, strict=True) if use)
+
+
+def boundary_logits(
+    model: nn.Module, boundaries: tuple[str, ...], *, features: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """Run the boundary heads that are asked for.
+
+    Args:
+        model: after add_boundary_heads.
+        boundaries: what boundary_names returned.
+        features: what the heads see, the finest first, (N, 32 | 64 | 256 | 512, h, w).
+
+    Returns:
+        (N, 1, h, w) logits by output name.
+    """
+    seen = dict(zip(BOUNDARIES, features, strict=True))
+    return {name: getattr(model, boundary_head(name))(seen[name]) for name in boundaries}
+
+
+def boundary_head(name: str) -> str:
+    """Return the child that computes a boundary output: conv_out_sp4 gives "boundary4"."""
+    return name.replace("boundary", "conv_out_sp")
 
 
 def heads_not_asked(boundaries: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the boundary heads without an output: conv_out_sp4 gives "boundary4"."""
-    asked = [name.replace("boundary", "conv_out_sp") for name in boundaries]
+    """Return the boundary heads without an output."""
+    asked = [boundary_head(name) for name in boundaries]
     return tuple(head for head in BOUNDARY_HEADS if head not in asked)
 
 

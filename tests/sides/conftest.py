@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 
-MODULES = ("backend", "layers", "models", "losses", "metrics", "optim", "data", "train", "evaluate")
+MODULES = (
+    "backend",
+    "norm",
+    "layers",
+    "models",
+    "losses",
+    "metrics",
+    "optim",
+    "data",
+    "train",
+    "evaluate",
+    "distributed",
+    "sync_norm",
+)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:  # noqa: ARG001

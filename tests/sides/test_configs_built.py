@@ -5,7 +5,7 @@ Each network is built once, with 19 classes: neither groups nor names depend on 
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,9 @@ FROZEN = {"stdc1": 13_248, "stdc2": 19_392, "bisestdc": 14_208}
 class Built:
     """A network with what it returns for one small batch in training."""
 
-    def __init__(self, side: Any, name: str) -> None:
+    def __init__(self, side: Any, name: str, options: Mapping[str, bool]) -> None:
         side.backend.set_default_dtype("float32")
-        self.model = side.models.build_model(name, classes=CLASSES)
+        self.model = side.models.build_model(name, classes=CLASSES, options=options)
         side.backend.disable_dropout(self.model)
         image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
         self.model.train()
@@ -103,14 +103,15 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(side: Any) -> Callable[[str], Built]:
-    """Build a network the first time that it is asked for."""
-    networks: dict[str, Built] = {}
+def built(side: Any) -> Callable[..., Built]:
+    """Build a network, as published or with options, the first time that it is asked for."""
+    networks: dict[tuple[object, ...], Built] = {}
 
-    def get(name: str) -> Built:
-        if name not in networks:
-            networks[name] = Built(side, name)
-        return networks[name]
+    def get(name: str, options: Mapping[str, bool] | None = None) -> Built:
+        key = (name, *sorted((options or {}).items()))
+        if key not in networks:
+            networks[key] = Built(side, name, options or {})
+        return networks[key]
 
     return get
 
@@ -131,9 +132,9 @@ def test_every_network_has_a_configuration(side: Any) -> None:
 
 
 def test_the_loss_takes_what_the_network_returns(
-    side: Any, config: Config, built: Callable[[str], Built]
+    side: Any, config: Config, built: Callable[..., Built]
 ) -> None:
-    network = built(config.model.name)
+    network = built(config.model.name, config.model.options)
     assert list(network.outputs) == list(network.model.heads)
     assert set(config.loss.head_weights) <= set(network.model.heads)
     loss = side.losses.build_loss(
@@ -151,9 +152,9 @@ def test_the_loss_takes_what_the_network_returns(
 
 
 def test_every_parameter_has_the_groups_options(
-    side: Any, config: Config, built: Callable[[str], Built]
+    side: Any, config: Config, built: Callable[..., Built]
 ) -> None:
-    model = built(config.model.name).model
+    model = built(config.model.name, config.model.options).model
     recipe = config.optimizer
     optimizer, _ = side.optim.build_optimizer(model, optimizer=recipe, schedule=config.schedule)
     groups = side.optim.parameter_groups(optimizer, model)
@@ -172,11 +173,11 @@ def test_every_parameter_has_the_groups_options(
 
 @pytest.mark.parametrize("stem", GROUPS)
 def test_groups_are_upstreams(
-    side: Any, stem: str, built: Callable[[str], Built], golden: Path
+    side: Any, stem: str, built: Callable[..., Built], golden: Path
 ) -> None:
     expected = json.loads((golden / "param_groups.json").read_text())[GROUPS[stem]]
     config = load_config(CONFIGS[0].parent / f"{stem}.yml")
-    model = built(config.model.name).model
+    model = built(config.model.name, config.model.options).model
     assert config.optimizer.base_lr == expected["base_lr"]
     optimizer, _ = side.optim.build_optimizer(
         model, optimizer=config.optimizer, schedule=config.schedule
@@ -196,9 +197,7 @@ def test_groups_are_upstreams(
     assert every - set(groups) == set(expected["in_no_group_hence_never_updated"])
 
 
-def test_the_mixed_recipe_decays_everything_equally(
-    side: Any, built: Callable[[str], Built]
-) -> None:
+def test_the_mixed_recipe_decays_everything_equally(side: Any, built: Callable[..., Built]) -> None:
     config = load_config(CONFIGS[0].parent / "bisenetv2_paddleseg_cityscapes.yml")
     optimizer, _ = side.optim.build_optimizer(
         built("bisenetv2").model, optimizer=config.optimizer, schedule=config.schedule
@@ -209,12 +208,12 @@ def test_the_mixed_recipe_decays_everything_equally(
 
 @pytest.mark.parametrize("stem", SERIES)
 def test_rates_are_upstreams(
-    side: Any, stem: str, built: Callable[[str], Built], golden: Path
+    side: Any, stem: str, built: Callable[..., Built], golden: Path
 ) -> None:
     series = json.loads((golden / "lr.json").read_text())["series"][SERIES[stem]]
     config = load_config(CONFIGS[0].parent / f"{stem}.yml")
     assert config.schedule.max_iters == series["steps"]
-    model = built(config.model.name).model
+    model = built(config.model.name, config.model.options).model
     optimizer, scheduler = side.optim.build_optimizer(
         model, optimizer=config.optimizer, schedule=config.schedule
     )
@@ -245,7 +244,7 @@ def test_rates_are_upstreams(
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_are_upstreams(side: Any, name: str, built: Callable[[str], Built]) -> None:
+def test_counts_are_upstreams(side: Any, name: str, built: Callable[..., Built]) -> None:
     parameters, gmacs = COUNTS[name]
     row = model_row(side, name, built(name).model)
     assert row.parameters == parameters
@@ -256,7 +255,7 @@ def test_counts_are_upstreams(side: Any, name: str, built: Callable[[str], Built
     assert row.heads[0] == "main"
 
 
-def test_counts_at_another_size(side: Any, built: Callable[[str], Built]) -> None:
+def test_counts_at_another_size(side: Any, built: Callable[..., Built]) -> None:
     # measured on the original class at 768x1536
     assert model_row(
         side, "stdc1", built("stdc1").model, size_hw=(768, 1536)

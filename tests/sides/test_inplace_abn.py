@@ -17,7 +17,7 @@ KERNEL = 1e-8
 
 def _layer(side: Any, activation: str, **values: NDArray[Any]) -> Any:
     side.backend.set_default_dtype("float64")
-    layer = side.layers.InPlaceABN(len(next(iter(values.values()))), activation=activation)
+    layer = side.norm.InPlaceABN(len(next(iter(values.values()))), activation=activation)
     side.backend.load_arrays(layer, {**side.backend.state_arrays(layer), **values})
     return layer
 
@@ -83,7 +83,7 @@ def test_gradient_follows_the_absolute_weight(side: Any) -> None:
 
 
 def test_it_counts_no_batches(side: Any) -> None:
-    layer = side.layers.InPlaceABN(3)
+    layer = side.norm.InPlaceABN(3)
     names = ["weight", "bias", "running_mean", "running_var"]
     state = side.backend.state_arrays(layer)
     assert list(state) == names
@@ -103,7 +103,7 @@ def test_it_counts_no_batches(side: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_one_value_per_channel_is_refused_in_training(side: Any, dtype: str) -> None:
     side.backend.set_default_dtype(dtype)
-    layer = side.layers.InPlaceABN(1)
+    layer = side.norm.InPlaceABN(1)
     layer.train()
     with pytest.raises(InputError, match="Expected more than 1 value per channel"):
         layer(_column(side, 1.0, dtype=dtype))
@@ -114,7 +114,7 @@ def test_one_value_per_channel_is_refused_in_training(side: Any, dtype: str) -> 
 def test_synchronising_leaves_it_alone(side: Any) -> None:
     block = side.layers.ConvInPlaceABN(3, 4, kernel_size=3, stride=2, padding=1)
     converted = side.layers.nn.SyncBatchNorm.convert_sync_batchnorm(block)
-    assert type(converted.bn) is side.layers.InPlaceABN
+    assert type(converted.bn) is side.norm.InPlaceABN
 
 
 def test_conv_block_activates_in_its_norm(side: Any) -> None:
@@ -133,7 +133,7 @@ def test_conv_block_activates_in_its_norm(side: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_leaky_relu_in_both_precisions(side: Any, dtype: str) -> None:
     x = side.backend.leaf_tensor(np.array([-2.0, 0.0, 3.0], dtype))
-    out = side.layers.leaky_relu(x)
+    out = side.norm.leaky_relu(x)
     out.sum().backward()
     rtol = 1e-15 if dtype == "float64" else 1e-7
     np.testing.assert_allclose(side.backend.to_numpy(out), [-0.02, 0.0, 3.0], rtol=rtol)
