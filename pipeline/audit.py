@@ -2,89 +2,40 @@
 
 Torch records each step once. Paddle records a step once per fault, in one process, and at the end
 every step without a fault: that run must pass, or a patch has leaked.
+
+A fault is recorded in the dtype that decides its step. Those that only float32 can show are
+recorded each in float32, and all those of a step together in float64: that must pass, and is their
+rounding floor.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.config import Config
 from common.errors import ConfigError
 from common.files import scratch_folder, write_text
+from common.provenance import code_digest, git_commit
 from pipeline.compare import Verdict, matching
 from pipeline.faults import FAULTS, Fault
+from pipeline.findings import AuditOutcome, Finding
 from pipeline.inputs import prepare_inputs
-from pipeline.judge import Result, compare_float64, judge
+from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run
 from pipeline.recording import Progress, Recording
 from pipeline.records import has_record, read_record, record_name
-from pipeline.report import code_digest, git_commit
 from pipeline.runner import Options, resolve_data
-from pipeline.steps import SIDES, STEPS, Side, Step, step_named
+from pipeline.steps import SIDES, STEPS, Dtype, Side, Step, step_named
+from pipeline.training import floor_part
 
 # a wrong training shows within a few iterations; all other steps are as large as in verify
 SHORT = {"train_iters": 6, "train_iters_float32": 2, "train_warmup_iters": 2, "check_every": 2}
 
 
 SHORT_SCHEDULE = {"max_iters": 2000, "warmup_iters": 200}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one fault."""
-
-    model: str
-    fault: str
-    step: str
-    title: str
-    expected: str
-    found: str
-    """Key at which the difference starts; empty when nothing differs."""
-    text: str
-    """The same in words, or the recorder's error."""
-    caught: bool
-    relative: float
-    """Largest difference at that key."""
-
-
-@dataclass(frozen=True)
-class AuditOutcome:
-    """The whole matrix."""
-
-    findings: tuple[Finding, ...]
-    clean: Mapping[str, str]
-    """"model step" -> verdict of the run without a fault after all the others."""
-    head: Mapping[str, str]
-    seconds: float
-
-    @property
-    def all_caught(self) -> bool:
-        """True when every fault was caught and the fault-free runs passed."""
-        return all(f.caught for f in self.findings) and set(self.clean.values()) == {"PASS"}
-
-    @property
-    def exit_code(self) -> int:
-        """0 all caught, 3 a recorder failed without a fault, 1 a fault survived."""
-        if Verdict.ERROR.value in self.clean.values():
-            return 3
-        return 0 if self.all_caught else 1
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the matrix for audit.json."""
-        return {
-            **self.head,
-            "seconds": round(self.seconds, 1),
-            "clean": dict(self.clean),
-            "findings": [
-                {**asdict(finding), "relative": f"{finding.relative:.3e}"}
-                for finding in self.findings
-            ],
-        }
 
 
 def select_faults(names: str, *, models: Sequence[str]) -> list[Fault]:
@@ -142,17 +93,36 @@ def _shortened(config: Config, folder: Path) -> Config:
     return resolve_data(short, Options(out=folder, steps=()))
 
 
+def shown_in(fault: Fault) -> Dtype:
+    """Return the dtype that must show the fault."""
+    return fault.dtype or step_named(fault.step).dtypes[0]
+
+
+def narrow(fault: Fault) -> bool:
+    """Tell whether float32 alone shows the fault."""
+    return shown_in(fault) != step_named(fault.step).dtypes[0]
+
+
 class _Part:
     """The faults of one network."""
 
     def __init__(self, config: Config, faults: Sequence[Fault], work: Path) -> None:
         self.config, self.faults, self.work = config, faults, work
         self.found: dict[str, Finding] = {}
-        names = {fault.step for fault in faults}
-        self.steps = [step for step in STEPS if step.name in names]
-        prepare_inputs(
-            work / "inputs", config, steps=[step.name for step in self.steps], real_frames=False
-        )
+        self.narrow: dict[str, list[str]] = {}
+        """Faults that float32 alone shows, by step."""
+        for fault in filter(narrow, faults):
+            self.narrow.setdefault(fault.step, []).append(fault.name)
+        self.wrong_wide: dict[str, str] = {}
+        """What float64 says with all of them, by step; empty if it is right."""
+        steps = [step for step in STEPS if step.name in {fault.step for fault in faults}]
+        self.runs: list[tuple[Step, Dtype]] = [
+            (step, dtype)
+            for step in steps
+            for dtype in (step.dtypes if step.name in self.narrow else step.dtypes[:1])
+        ]
+        names = [step.name for step in steps]
+        prepare_inputs(work / "inputs", config, steps=names, real_frames=False)
         write_text(work / "config.yml", config.dump_yaml())
 
     def job(self) -> Job:
@@ -161,104 +131,150 @@ class _Part:
             name=self.config.model.name,
             config=self.work / "config.yml",
             inputs=self.work / "inputs",
-            runs=[_run(step, self.work) for step in self.steps],
+            runs=[Run(step=step.name, dtype=dtype, folder=self.work) for step, dtype in self.runs],
         )
 
     def job_with_faults(self) -> Job:
         """Return the faults, and after them each step without one."""
-        runs = [
-            _run(step_named(fault.step), self.work / fault.name, fault=fault.name)
+        together = [
+            Run(step=step, dtype="float64", fault=",".join(names), folder=self.wide(step))
+            for step, names in self.narrow.items()
+        ]
+        alone = [
+            Run(
+                step=fault.step,
+                dtype=shown_in(fault),
+                fault=fault.name,
+                folder=self.work / fault.name,
+            )
             for fault in self.faults
         ]
         job = self.job()
-        return job.model_copy(update={"runs": [*runs, *job.runs]})
+        return job.model_copy(update={"runs": [*together, *alone, *job.runs]})
+
+    def wide(self, step: str) -> Path:
+        """Return the folder of the float64 record with a step's faults of float32 alone."""
+        return self.work / f"{step}.float64"
 
     def judge_recorded(self) -> None:
         """Judge what is there and delete it: a hundred faults would fill a disk."""
         for fault in self.faults:
-            step = step_named(fault.step)
-            names = [record_name(step.name, step.dtypes[0], side) for side in SIDES]
-            complete = has_record(self.work, names[0]) and has_record(
-                self.work / fault.name, names[1]
+            if fault.name not in self.found and self._is_recorded(fault):
+                self.found[fault.name] = self._finding(fault)
+
+    def _is_recorded(self, fault: Fault) -> bool:
+        needed = [(shown_in(fault), self.work / fault.name)]
+        if narrow(fault):
+            needed.append(("float64", self.wide(fault.step)))
+        return all(
+            has_record(place, record_name(fault.step, dtype, side))
+            for dtype, folder in needed
+            for place, side in zip((self.work, folder), SIDES, strict=True)
+        )
+
+    def _finding(self, fault: Fault) -> Finding:
+        if not narrow(fault):
+            return finding_of(fault, self.work, self.config)
+        wide = self.wide(fault.step)
+        if fault.step not in self.wrong_wide:
+            # what float64 sees proves nothing about the float32 rule
+            result = judge_folders(
+                step_named(fault.step), "float64", self.work, wide, config=self.config
             )
-            if fault.name not in self.found and complete:
-                self.found[fault.name] = _finding(fault, self.work, self.config)
+            text = result.divergence.text if result.divergence else result.message
+            self.wrong_wide[fault.step] = "" if result.verdict.passed else text
+        wrong = self.wrong_wide[fault.step]
+        return finding_of(fault, self.work, self.config, floor=wide, wrong_wide=wrong)
 
     def findings(self) -> list[Finding]:
         """Return what became of every fault; one without a record is judged as it is."""
-        return [
-            self.found.get(fault.name) or _finding(fault, self.work, self.config)
-            for fault in self.faults
-        ]
+        return [self.found.get(fault.name) or self._finding(fault) for fault in self.faults]
 
     def clean(self) -> dict[str, str]:
         """Judge the runs without a fault."""
         return {
-            f"{self.config.model.name} {step.name}": _judge(
-                step, self.work, self.work, self.config
+            f"{self.config.model.name} {step.name} {dtype}": judge_folders(
+                step, dtype, self.work, self.work, config=self.config
             ).verdict.value
-            for step in self.steps
+            for step, dtype in self.runs
         }
 
 
-def _run(step: Step, folder: Path, *, fault: str | None = None) -> Run:
-    return Run(step=step.name, dtype=step.dtypes[0], fault=fault, folder=folder)
+def judge_folders(
+    step: Step,
+    dtype: Dtype,
+    reference: Path,
+    actual: Path,
+    *,
+    config: Config,
+    floor: Path | None = None,
+) -> Result:
+    """Judge one dtype of a step by the records of two folders, as a verification does.
 
-
-def _judge(step: Step, reference: Path, actual: Path, config: Config) -> Result:
-    dtype = step.dtypes[0]
+    Args:
+        step: the row of the table.
+        dtype: what to judge.
+        reference: folder of Torch's records, those in float64 included.
+        actual: folder of Paddle's.
+        config: for the ignored label.
+        floor: folder of Paddle's float64 record if that is another.
+    """
     names = [record_name(step.name, dtype, side) for side in SIDES]
-    for folder, name in zip((reference, actual), names, strict=True):
+    needed = list(zip((reference, actual), names, strict=True))
+    wide = step.dtypes[0]
+    if dtype != wide:
+        floors = [record_name(step.name, wide, side, floor_part(step.name)) for side in SIDES]
+        needed += zip((reference, floor or actual), floors, strict=True)
+    for folder, name in needed:
         if not has_record(folder, name):
             error = folder / f"{name}.error.txt"
             text = error.read_text(encoding="utf-8") if error.is_file() else "no record was made"
             return Result(step, dtype, Verdict.ERROR, message=text.strip().splitlines()[0])
-    pair = [read_record(reference, names[0]), read_record(actual, names[1])]
-    arrays = [record.arrays for record in pair]
-    rows = compare_float64(step, arrays, ignore_index=config.data.ignore_index)
+    records = [read_record(folder, name) for folder, name in needed]
+    pair, arrays = records[:2], [record.arrays for record in records]
+    ignore_index = config.data.ignore_index
+    if dtype != wide:
+        rows = compare_float32(step, arrays[:2], arrays[2:], ignore_index=ignore_index)
+    else:
+        rows = compare_float64(step, arrays, ignore_index=ignore_index)
     return judge(step, dtype, pair, rows)
 
 
-def _finding(fault: Fault, work: Path, config: Config) -> Finding:
-    result = _judge(step_named(fault.step), work, work / fault.name, config)
+def finding_of(
+    fault: Fault, work: Path, config: Config, *, floor: Path | None = None, wrong_wide: str = ""
+) -> Finding:
+    """Judge a fault by its records, and delete them.
+
+    Args:
+        fault: the row of the table.
+        work: folder of Torch's records; Paddle's are in the one below that has the fault's name.
+        config: of both.
+        floor: see judge_folders.
+        wrong_wide: for a fault of float32 alone, what float64 says about it: it should be silent.
+    """
+    dtype = shown_in(fault)
+    result = judge_folders(
+        step_named(fault.step), dtype, work, work / fault.name, config=config, floor=floor
+    )
     shutil.rmtree(work / fault.name, ignore_errors=True)
     found = result.divergence.key if result.divergence else ""
+    text = result.divergence.text if result.divergence else result.message
     row = next((row for row in result.rows if row.key == found), None)
     return Finding(
         model=fault.model,
         fault=fault.name,
         step=fault.step,
+        dtype=dtype,
         title=fault.title,
         expected=fault.where,
         found=found,
-        text=result.divergence.text if result.divergence else result.message,
+        text=f"float64 sees it too: {wrong_wide}" if wrong_wide else text,
         # a crash is no finding: the verifier must see the wrong number
         caught=bool(found)
+        and not wrong_wide
         and not result.verdict.passed
         and result.verdict is not Verdict.ERROR
         and matching(fault.where, found),
         relative=row.relative if row else 0.0,
+        rounding=row.self_ratio if row else None,
     )
-
-
-def matrix_text(outcome: AuditOutcome) -> str:
-    """Return the matrix as text: one line per fault, survivors first."""
-    lines = [
-        "audit: deliberate wrong ports of the Paddle side, each against the step it belongs to"
-    ]
-    lines += [f"{key}: {value}" for key, value in outcome.head.items()]
-    lines.append(f"{'verdict':9} {'model':14} {'step':12} {'fault':26} {'differs':>8}  starts at")
-    for finding in sorted(outcome.findings, key=lambda f: f.caught):
-        verdict = "caught" if finding.caught else "SURVIVED"
-        where = finding.text or "nothing differs"
-        lines.append(
-            f"{verdict:9} {finding.model:14} {finding.step:12} {finding.fault:26} "
-            f"{finding.relative:8.1e}  {where}"
-        )
-        if not finding.caught:
-            lines.append(f"{'':9} expected the difference to start at {finding.expected}")
-    caught = sum(finding.caught for finding in outcome.findings)
-    clean = ", ".join(f"{step} {verdict}" for step, verdict in outcome.clean.items())
-    lines.append(f"without a fault, after all of them: {clean}")
-    lines.append(f"{caught} of {len(outcome.findings)} faults caught, {outcome.seconds:.0f} s")
-    return "\n".join(lines) + "\n"

@@ -105,7 +105,7 @@ class ModelRow:
     parameters: int
     """All weights, auxiliary heads and unused layers included, buffers not."""
     trainable: int
-    """Those that the published recipe updates."""
+    """Those that the published optimizer is given, also where the network never runs them."""
     gmacs: float
     """1e9 multiply-accumulates per picture in evaluation, main output only."""
     heads: tuple[str, ...]

@@ -29,6 +29,7 @@ from rich.text import Text
 from common.config import load_config
 from common.errors import InputError
 from common.files import write_text
+from pipeline import cli_data, cli_eval, cli_train
 from pipeline.catalogue import FAMILY, ModelRow, catalogue_rows
 from pipeline.display import (
     STYLES,
@@ -47,6 +48,9 @@ from pipeline.runner import Options, selected_steps, verify, verify_all
 from pipeline.steps import STEP_NAMES
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+cli_data.register(app)
+cli_eval.register(app)
+cli_train.register(app)
 
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override: dotted.key=value; may be repeated.")
@@ -156,7 +160,12 @@ FAMILY_OVERRIDES = (
     "verify.train_iters=30",
     "verify.train_iters_float32=10",
     "verify.train_warmup_iters=6",
+    "verify.image_hw=[32, 64]",
 )
+
+
+FAMILY_LISTED = 300
+"""Tensors in each log: with all of them the logs of the family would take ten megabytes."""
 
 
 def run_family(options: Options, *, overrides: list[str]) -> int:
@@ -164,7 +173,13 @@ def run_family(options: Options, *, overrides: list[str]) -> int:
     experiments = [
         (
             load_config(path, overrides=[*FAMILY_OVERRIDES, *overrides]),
-            replace(options, out=options.out / path.stem, keep_going=True),
+            replace(
+                options,
+                out=options.out / path.stem,
+                keep_going=True,
+                artefacts=False,
+                listed=FAMILY_LISTED,
+            ),
         )
         for path in FAMILY.values()
     ]
@@ -197,7 +212,8 @@ def audit_command(
     overrides: SetOption = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Put deliberate faults into the Paddle side and see that each is caught where it belongs."""
-    from pipeline.audit import audit, matrix_text, select_faults
+    from pipeline.audit import audit, select_faults, shown_in
+    from pipeline.findings import matrix_text
 
     if (config is None) != family:
         raise InputError("expected either --config FILE or --all, and not both")
@@ -209,7 +225,8 @@ def audit_command(
     chosen = select_faults(faults, models=[one.model.name for one in loaded])
     if list_only:
         for fault in chosen:
-            line = f"{fault.model:16} {fault.name:28} {fault.step:12} {fault.title}"
+            words = f"{fault.model:16} {fault.name:28} {fault.step:12} {shown_in(fault):8}"
+            line = f"{words} {fault.title}"
             console.print(line, highlight=False)
         return
     with Display(console, many=family) as show:
@@ -251,7 +268,7 @@ def configs_command(
 
 @app.command("models")
 def models_command(
-    size: Annotated[str, typer.Option(help="HxW in pixels that the work is counted at.")] = (
+    size: Annotated[str, typer.Option(help="HxW to count the work at, multiples of 32.")] = (
         "512x1024"
     ),
     side: Annotated[str, typer.Option(help="Framework that counts: torch or paddle.")] = "torch",

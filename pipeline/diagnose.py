@@ -46,10 +46,11 @@ def _backward(rows: Sequence[Row]) -> Divergence | None:
         return None
     if row.key.startswith(("loss/", "layer/")):
         return Divergence(row.key, f"gradient at {row.key.partition('/')[2]}, seen from the loss")
-    failing = [r for r in rows if not r.verdict.passed and r.key.startswith("grad/")]
-    if failing:
-        row = failing[-1]
-        return Divergence(row.key, f"gradient of parameter {row.key.removeprefix('grad/')}")
+    for kind, text in (("grad/", "gradient"), ("rounding/", "rounding of the gradient")):
+        failing = [r for r in rows if not r.verdict.passed and r.key.startswith(kind)]
+        if failing:
+            row = failing[-1]
+            return Divergence(row.key, f"{text} of parameter {row.key.removeprefix(kind)}")
     return Divergence(row.key, row.key.replace("/", " ", 1))
 
 
@@ -69,7 +70,7 @@ def _training(rows: Sequence[Row]) -> Divergence | None:
     if series:
         row = min(series, key=lambda r: r.first[0])
         return Divergence(row.key, f"{row.key} from iteration {row.first[0]} on")
-    row = _in_groups(rows, ("iteration", "state/", "momentum/"))
+    row = _in_groups(rows, ("first/", "iteration", "state/", "momentum/"))
     return Divergence(row.key, row.key.replace("/", " ", 1)) if row else None
 
 

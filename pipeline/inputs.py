@@ -35,7 +35,7 @@ def prepare_inputs(
         steps: names of the steps that will run.
         real_frames: add frames of the validation set to the forward step.
     """
-    makers = {"forward": _forward, "backward": _batch, "loss": _loss, "metric": _metric}
+    makers = {"forward": _forward, "backward": _backward, "loss": _loss, "metric": _metric}
     for step in steps:
         if step in makers:
             arrays = makers[step](config)
@@ -70,6 +70,23 @@ def _batch(config: Config) -> dict[str, Array]:
         verify.seed, n=verify.batch_size, h=H, w=W, classes=config.model.classes
     )
     return {"image": image, "label": _with_void(label, config)}
+
+
+ROUNDING_DRAWS = 6
+ROUNDING_HW = (32, 32)
+"""Batches, and (H, W) of their images, on which a side measures its own float32 rounding."""
+
+
+def _backward(config: Config) -> dict[str, Array]:
+    arrays = _batch(config)
+    verify = config.verify
+    H, W = ROUNDING_HW
+    for draw in range(ROUNDING_DRAWS):
+        image, label = tensors.fixed_batch(
+            verify.seed + 1 + draw, n=verify.batch_size, h=H, w=W, classes=config.model.classes
+        )
+        arrays |= {f"draw{draw}/image": image, f"draw{draw}/label": _with_void(label, config)}
+    return arrays
 
 
 def _forward(config: Config) -> dict[str, Array]:

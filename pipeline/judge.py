@@ -12,12 +12,15 @@ from pipeline.compare import (
     Allowance,
     Row,
     Verdict,
+    all_keys,
     bound_for,
+    compare_draws,
     compare_records,
     compare_tensor_float32,
     compare_zero,
     magnitude,
     matching,
+    missing_row,
     overall,
 )
 from pipeline.diagnose import Divergence, first_divergence
@@ -102,21 +105,23 @@ def compare_float32(
     ignore_index: int,
 ) -> list[Row]:
     """Compare (torch, paddle) float32 arrays against the rounding floor."""
-    missing = [row for row in compare_records(*pair32, bounds=step.bounds) if row.max_abs == 0]
-    rows = [row for row in missing if row.verdict is Verdict.MISSING]
-    for key in (k for k in pair32[0] if k in pair32[1]):
-        if any(key not in arrays for arrays in pair64):
+    rows: list[Row] = []
+    for key in all_keys(*pair32):
+        row = missing_row(key, *pair32)
+        limit = bound_for(key, step.rounding).relative
+        if row is None and key.startswith("rounding/"):
+            row = compare_draws(key, pair32[0][key], pair32[1][key], self_limit=limit)
+        if row is None and any(key not in arrays for arrays in pair64):
             text = "not in the float64 records: its rounding floor is unknown"
-            rows.append(Row(key, Verdict.MISSING, text))
-            continue
-        free = any(matching(rule.pattern, key) for rule in step.constants)
-        row = compare_tensor_float32(
-            key,
-            (pair32[0][key], pair32[1][key]),
-            (pair64[0][key], pair64[1][key]),
-            may_be_constant=free,
-            self_limit=bound_for(key, step.rounding).relative,
-        )
+            row = Row(key, Verdict.MISSING, text)
+        if row is None:
+            row = compare_tensor_float32(
+                key,
+                (pair32[0][key], pair32[1][key]),
+                (pair64[0][key], pair64[1][key]),
+                may_be_constant=any(matching(rule.pattern, key) for rule in step.constants),
+                self_limit=limit,
+            )
         rows.append(row)
     rows = _with_zeros(step, rows, pair32, limit=ZERO_FLOAT32)
     if not rows:

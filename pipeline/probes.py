@@ -2,14 +2,14 @@
 
 A probe sees one side (the modules of for_torch or for_paddle, which share one interface) and a
 case (configuration, dtype, saved inputs), and yields named arrays. It never sees the other side.
-The training probe lives in training.py.
+The probes of data and training live in modules of their own.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import iou, sampling
-from common.config import Config, DataConfig
-from common.datasets import Split, load_samples
+from common import iou
+from common.config import Config, ModelConfig
 from common.weights import read_weights
 from fake_data import rules
+from pipeline.compare import magnitude
 
 Array = NDArray[Any]
 Part = tuple[str, dict[str, Array]]
@@ -51,17 +51,20 @@ class Case:
         return side.backend.to_tensor(self.cast(self.inputs[key]))
 
 
+def build_network(side: Any, model: ModelConfig) -> Any:
+    """Build the network of a configuration, with the side's own initialisation."""
+    return side.models.build_model(model.name, classes=model.classes, options=model.options)
+
+
 def build(side: Any, case: Case) -> Any:
     """Build the side's network in the run's dtype and give it the case's weights."""
     side.backend.set_default_dtype(case.dtype)
     side.backend.seed_everything(case.config.verify.seed)
-    model = side.models.build_model(case.config.model.name, classes=case.config.model.classes)
+    model = build_network(side, case.config.model)
     if case.weights is None:
         own = side.backend.state_arrays(model)
         arrays = _rule_state(tuple((name, array.shape) for name, array in own.items()))
-        arrays = _with_negative_scales(
-            arrays, side.backend.layers_of(model, side.layers.InPlaceABN)
-        )
+        arrays = _with_negative_scales(arrays, side.backend.layers_of(model, side.norm.InPlaceABN))
     else:
         arrays = read_weights(case.weights)
     side.backend.load_arrays(model, arrays)
@@ -95,7 +98,8 @@ def build_loss(side: Any, case: Case) -> Any:
     )
 
 
-def _prefixed(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+def prefixed(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays under prefix/name."""
     return {f"{prefix}/{name}": array for name, array in arrays.items()}
 
 
@@ -112,8 +116,8 @@ def probe_forward(side: Any, case: Case) -> Iterator[Part]:
         model.aux_in_eval = True
         with side.backend.no_grad(), side.backend.capture_outputs(model) as layers:
             outputs = model(case.tensor(side, "image"))
-        arrays |= _prefixed(f"{mode}/layer", layers)
-        arrays |= _prefixed(f"{mode}/head", _heads(side, outputs))
+        arrays |= prefixed(f"{mode}/layer", layers)
+        arrays |= prefixed(f"{mode}/head", _heads(side, outputs))
         if mode == "eval":
             arrays |= _any_size(side, case, model)
     yield "", arrays
@@ -126,7 +130,7 @@ def _any_size(side: Any, case: Case, model: Any) -> dict[str, Array]:
         for key in case.inputs:
             if key.startswith(("odd", "frame")):
                 outputs = _heads(side, model(case.tensor(side, key)))
-                arrays |= _prefixed(f"{key}/head", outputs)
+                arrays |= prefixed(f"{key}/head", outputs)
                 if case.dtype == "float64":
                     # in float32 the best of two nearly equal classes is a matter of rounding; the
                     # logits themselves are judged there
@@ -144,9 +148,15 @@ def probe_metric(side: Any, case: Case) -> Iterator[Part]:
         label = side.backend.to_tensor(case.inputs[f"{name}/label"])
         for _ in range(int(case.inputs[f"{name}/repeats"])):
             confusion.update(case.tensor(side, f"{name}/prediction"), label)
-        arrays |= _prefixed(name, _averages(confusion.matrix()))
+        arrays |= prefixed(name, _averages(confusion.matrix()))
+        # CPU tensors are counted by NumPy on both sides; these are the operations of a GPU
+        elsewhere = side.metrics.ConfusionMatrix(
+            classes=classes, ignore_index=ignore, host_counts=False
+        )
+        elsewhere.update(case.tensor(side, f"{name}/prediction"), label)
+        arrays[f"{name}/device_matrix"] = elsewhere.matrix()
     if case.real_frames:
-        arrays |= _prefixed("frames", _averages(_frame_matrix(side, case)))
+        arrays |= prefixed("frames", _averages(_frame_matrix(side, case)))
     yield "", arrays
 
 
@@ -182,7 +192,7 @@ def cast_batches(side: Any, case: Case, loader: Any) -> Iterator[dict[str, Any]]
 
 def probe_loss(side: Any, case: Case) -> Iterator[Part]:
     """Record every term and the gradient at the logits, for labels of several characters."""
-    model = side.models.build_model(case.config.model.name, classes=case.config.model.classes)
+    model = build_network(side, case.config.model)
     loss = build_loss(side, case)
     arrays: dict[str, Array] = {}
     for name in sorted({key.split("/")[0] for key in case.inputs}):
@@ -214,18 +224,61 @@ def probe_backward(side: Any, case: Case) -> Iterator[Part]:
         terms = loss(model(case.tensor(side, "image")), case.tensor(side, "label"))
         terms["total"].backward()
     arrays: dict[str, Array] = {"label": case.inputs["label"]}
-    arrays |= _prefixed("loss", {name: side.backend.to_numpy(v) for name, v in terms.items()})
-    arrays |= _prefixed("layer", layers)
-    arrays |= _prefixed("grad", side.backend.gradients(model))
+    arrays |= prefixed("loss", {name: side.backend.to_numpy(v) for name, v in terms.items()})
+    arrays |= prefixed("layer", layers)
+    arrays |= prefixed("grad", side.backend.gradients(model))
     state = side.backend.state_arrays(model)
-    arrays |= _prefixed("buffer", {k: v for k, v in state.items() if "running_" in k})
+    arrays |= prefixed("buffer", {k: v for k, v in state.items() if "running_" in k})
+    if case.dtype == "float32":
+        arrays |= prefixed("rounding", _gradient_rounding(side, case, model))
     yield "", arrays
+
+
+def _gradient_rounding(side: Any, case: Case, model: Any) -> dict[str, Array]:
+    """Return per parameter of a float32 model the rounding of its gradient in every draw.
+
+    A single draw says little: one ReLU or hard pixel that flips by rounding, on one side only,
+    changes every gradient before it a thousandfold. That all draws do so on one side is no chance.
+    """
+    narrow = _draw_gradients(side, case, model)
+    case = replace(case, dtype="float64")
+    wide = _draw_gradients(side, case, build(side, case))
+    rounding: dict[str, list[float]] = {}
+    for exact, rounded in zip(wide, narrow, strict=True):
+        for name, (gradient, largest) in exact.items():
+            apart = np.abs(rounded[name][0] - gradient)
+            relative = np.median(apart) / max(largest, np.finfo(np.float64).tiny)
+            rounding.setdefault(name, []).append(float(relative))
+    return {name: np.array(values) for name, values in rounding.items()}
+
+
+def _draw_gradients(side: Any, case: Case, model: Any) -> list[dict[str, tuple[Array, float]]]:
+    """Return per draw and parameter some of the gradient's elements, and its largest value."""
+    model.train()
+    loss = build_loss(side, case)
+    sampled: list[dict[str, tuple[Array, float]]] = []
+    for draw in sorted({key.split("/")[0] for key in case.inputs if key.startswith("draw")}):
+        side.backend.clear_gradients(model)
+        image = case.tensor(side, f"{draw}/image")
+        loss(model(image), case.tensor(side, f"{draw}/label"))["total"].backward()
+        gradients = side.backend.gradients(model)
+        sampled.append({name: (_spread(g), magnitude(g)) for name, g in gradients.items()})
+    return sampled
+
+
+SAMPLE = 1 << 15
+
+
+def _spread(array: Array) -> Array:
+    """Return some thirty thousand elements, evenly spread, or all if there are fewer."""
+    # an odd stride, or a kernel's width could leave out every other column
+    return array.reshape(-1)[:: max(1, array.size // SAMPLE) | 1].copy()
 
 
 def probe_lr_schedule(side: Any, case: Case) -> Iterator[Part]:
     """Record the groups, and the rate of each at every iteration of the whole schedule."""
     config = case.config
-    model = side.models.build_model(config.model.name, classes=config.model.classes)
+    model = build_network(side, config.model)
     optimizer, scheduler = side.optim.build_optimizer(
         model, optimizer=config.optimizer, schedule=config.schedule
     )
@@ -288,7 +341,7 @@ def probe_optimizer(side: Any, case: Case) -> Iterator[Part]:
                 if name not in ungrouped:
                     arrays[f"moved/step{step}/{name}"] = np.abs(after[name] - before[name]).max()
             momentum = side.optim.momentum_buffers(optimizer, model)
-            arrays |= _prefixed(f"step{step}/momentum", momentum)
+            arrays |= prefixed(f"step{step}/momentum", momentum)
     yield "", {name: np.asarray(array) for name, array in arrays.items()}
 
 
@@ -302,111 +355,6 @@ def _gradient(name: str, like: Array) -> Array:
 def short_schedule(config: Config, iterations: int, *, warmup: int = 2) -> Any:
     """Return the recipe's schedule squeezed into a few iterations, warm-up and decay included."""
     return config.schedule.model_copy(update={"max_iters": iterations, "warmup_iters": warmup})
-
-
-TRACED_SAMPLES = 3
-TRACED_EPOCHS = 2
-LOADERS = ((1, 0, 0), (1, 0, 1), (1, 0, 3), (2, 0, 1), (2, 1, 1))
-"""(world size, rank, workers) of the loaders whose batches are recorded."""
-LOADED_ITERATIONS = 6
-
-
-def small_data(config: Config) -> DataConfig:
-    """Return the recipe's data section with the verification's crop and batch."""
-    verify = config.verify
-    return config.data.model_copy(
-        update={"crop_hw": verify.train_crop_hw, "batch_size": verify.train_batch_size}
-    )
-
-
-def probe_data(side: Any, case: Case) -> Iterator[Part]:
-    """Record samples after every transform, and the loader's batches in their order."""
-    data = small_data(case.config)
-    # a crop larger than the picture takes the padding branch, which the small crop never does
-    padded = data.model_copy(update={"crop_hw": (512, 320)})
-    arrays = _traces(side, case, padded, split="train", prefix="train_padded")
-    for split in ("train", "val"):
-        arrays |= _traces(side, case, data, split=split, prefix=split)
-    arrays |= _train_batches(side, case, data)
-    arrays |= _val_batches(side, case, data)
-    yield "", arrays
-
-
-def _traces(
-    side: Any, case: Case, data: DataConfig, *, split: Split, prefix: str
-) -> dict[str, Array]:
-    """Record the first samples as read, after each transform, and as the dataset returns them."""
-    make = side.data.train_transform if split == "train" else side.data.val_transform
-    transform = make(data)
-    classes, ignore, seed = case.config.model.classes, data.ignore_index, case.config.verify.seed
-    dataset = side.data.SegmentationDataset(
-        load_samples(data, split)[:TRACED_SAMPLES],
-        classes=classes,
-        ignore_index=ignore,
-        transform=transform,
-        seed=seed,
-    )
-    arrays: dict[str, Array] = {}
-    for epoch in range(TRACED_EPOCHS if split == "train" else 1):
-        for index, sample in enumerate(dataset.samples):
-            where = f"{prefix}/epoch{epoch}/sample{index}"
-            key = sampling.SampleKey(epoch, index)
-            image, label = side.data.read_sample(sample, classes=classes, ignore_index=ignore)
-            rng = side.data.sample_rng(seed, key=key)
-            stages = [("read", image, label), *transform.trace(image, label, rng)]
-            item = dataset[key]
-            stages.append(("dataset", item["image"], item["label"]))
-            for position, (stage, image, label) in enumerate(stages):
-                arrays[f"{where}/{position}_{stage}/image"] = image
-                arrays[f"{where}/{position}_{stage}/label"] = label
-    return arrays
-
-
-def _train_batches(side: Any, case: Case, data: DataConfig) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
-    for world_size, rank, workers in LOADERS:
-        batch_size = data.batch_size // world_size
-        loader = side.data.train_loader(
-            data.model_copy(update={"batch_size": batch_size}),
-            classes=case.config.model.classes,
-            seed=case.config.verify.seed,
-            iterations=LOADED_ITERATIONS,
-            world_size=world_size,
-            rank=rank,
-            workers=workers,
-        )
-        where = f"train_loader/world{world_size}/rank{rank}/workers{workers}"
-        arrays |= _prefixed(where, _checksums(side, loader))
-    return arrays
-
-
-def _val_batches(side: Any, case: Case, data: DataConfig) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
-    for world_size, rank, workers in LOADERS[1:]:
-        loader = side.data.val_loader(
-            data,
-            classes=case.config.model.classes,
-            world_size=world_size,
-            rank=rank,
-            workers=workers,
-        )
-        where = f"val_loader/world{world_size}/rank{rank}/workers{workers}"
-        arrays |= _prefixed(where, _checksums(side, loader))
-    return arrays
-
-
-def _checksums(side: Any, loader: Any) -> dict[str, Array]:
-    """Return names, pixel checksums and shapes of a loader's batches, one row per batch."""
-    names: list[list[str]] = []
-    pixels: list[list[int]] = []
-    for batch in loader:
-        arrays = [side.backend.to_numpy(batch[key]) for key in ("image", "label")]
-        names.append(list(batch["name"]))
-        pixels.append(
-            [zlib.crc32(np.ascontiguousarray(a).tobytes()) for a in arrays]
-            + [size for a in arrays for size in a.shape]
-        )
-    return {"names": np.array(names), "checksums": np.array(pixels, dtype=np.int64)}
 
 
 Probe = Callable[[Any, Case], Iterator[Part]]

@@ -2,8 +2,9 @@
 
     python -m pipeline.record PLAN.json
 
-Each run is one step in one dtype, with at most one deliberate fault. Progress goes to standard
-output as one JSON object a line; what a run computed goes to files that appear when complete.
+Each run is one step in one dtype, with deliberate faults if an audit asks for them. Progress goes
+to standard output as one JSON object a line; what a run computed goes to files that appear when
+complete.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,16 +30,28 @@ from common.config import Config, load_config
 from common.errors import InputError
 from common.files import file_digest, write_text
 from pipeline import probes
-from pipeline.probes import Case, Probe
+from pipeline.data_probe import data_key, probe_data
+from pipeline.probes import Case, Part, Probe
 from pipeline.records import read_arrays, record_name, write_record
 from pipeline.steps import SIDES, Side
 from pipeline.training import probe_training
 
-MODULES = ("backend", "layers", "models", "losses", "metrics", "optim", "data", "train", "evaluate")
+MODULES = (
+    "backend",
+    "norm",
+    "layers",
+    "models",
+    "losses",
+    "metrics",
+    "optim",
+    "data",
+    "train",
+    "evaluate",
+)
 
 
 PROBES: Mapping[str, Probe] = {
-    "data": probes.probe_data,
+    "data": probe_data,
     "forward": probes.probe_forward,
     "metric": probes.probe_metric,
     "loss": probes.probe_loss,
@@ -55,6 +68,7 @@ class Run(BaseModel):
     step: str
     dtype: str
     fault: str | None = None
+    """Names of deliberate faults, separated by commas."""
     folder: Path
     """Where its record goes."""
 
@@ -125,6 +139,8 @@ class Recorder:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.data: dict[str, list[Part]] = {}
+        """The data step's last record by what it depends on: networks share a recipe's data."""
         self.side = load_side(plan.side)
         self.side.backend.set_device(plan.device)
         self.side.backend.set_threads(plan.threads)
@@ -197,9 +213,18 @@ class Recorder:
             "data": job.data,
             "weights": file_digest(job.weights) if job.weights else "by rule",
         }
-        for part, arrays in PROBES[run.step](self.side, case):
+        for part, arrays in self._probe(run, case):
             name = record_name(run.step, run.dtype, self.plan.side, part)
             write_record(run.folder, name, arrays, {**meta, "part": part})
+
+    def _probe(self, run: Run, case: Case) -> Iterable[Part]:
+        """Run the step's probe; of the data step, take the last record if it would be the same."""
+        if run.step != "data" or run.fault is not None:
+            return PROBES[run.step](self.side, case)
+        key = data_key(case)
+        if key not in self.data:
+            self.data = {key: list(probe_data(self.side, case))}
+        return self.data[key]
 
 
 def _wait_until_gone(folder: Path | None) -> None:

@@ -6,44 +6,23 @@ import hashlib
 import json
 import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from common.files import tree_digest, write_text
+from common.files import write_text
+from common.provenance import code_digest, git_commit
 from pipeline.compare import CROSS_FACTOR, Row, Verdict, bound_for
 from pipeline.judge import Result
 from pipeline.runner import Outcome
-from pipeline.steps import SIDES, Step
+from pipeline.steps import SIDES
 
-CODE_FOLDERS = ("common", "for_paddle", "for_torch", "pipeline", "fake_data")
 WORST_IN_SUMMARY = 3
 _PART = re.compile(r"^iteration\d+/")
 _NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold, not even escaped; terminal colours in a recorder's error."""
-
-
-def code_digest() -> str:
-    """Return the sha256 over all source files that a verdict depends on."""
-    root = Path(__file__).resolve().parent.parent
-    return tree_digest([root / folder for folder in CODE_FOLDERS])
-
-
-def git_commit() -> str:
-    """Return the commit of the working tree, marked when the code differs from it."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    return f"{commit}+changes" if git("status", "--porcelain", "--", *CODE_FOLDERS) else commit
 
 
 def write_reports(outcome: Outcome) -> list[Path]:
@@ -52,10 +31,10 @@ def write_reports(outcome: Outcome) -> list[Path]:
     head = _provenance(outcome)
     paths: list[Path] = []
     digests: dict[str, str] = {}
-    for step in dict.fromkeys(result.step for result in outcome.results):
-        results = [result for result in outcome.results if result.step is step]
-        path = out / f"{step.name}_diff.log"
-        text = _step_log(step, results, head)
+    for name in dict.fromkeys(result.step.name for result in outcome.results):
+        results = [result for result in outcome.results if result.step.name == name]
+        path = out / f"{name}_diff.log"
+        text = _step_log(results, head, listed=outcome.options.listed)
         write_text(path, text)
         digests[path.name] = hashlib.sha256(text.encode()).hexdigest()
         paths.append(path)
@@ -76,8 +55,12 @@ def _resolved(outcome: Outcome) -> str:
             "val_list": _placeless(config.data.val_list),
         }
     )
-    weights = _placeless(config.model.backbone_weights)
-    model = config.model.model_copy(update={"backbone_weights": weights})
+    model = config.model.model_copy(
+        update={
+            "weights": _placeless(config.model.weights),
+            "backbone_weights": _placeless(config.model.backbone_weights),
+        }
+    )
     head = "# Written by the verification: every value in force. Digests are in summary.json.\n"
     return head + config.model_copy(update={"data": data, "model": model}).dump_yaml()
 
@@ -94,6 +77,7 @@ def _provenance(outcome: Outcome) -> dict[str, Any]:
     options = outcome.options
     return {
         "config_digest": outcome.config.digest(),
+        "recipe_digest": outcome.config.recipe_digest(),
         "code_digest": code_digest(),
         "commit": git_commit(),
         "command": options.command,
@@ -108,7 +92,8 @@ def _provenance(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _step_log(step: Step, results: Sequence[Result], head: dict[str, Any]) -> str:
+def _step_log(results: Sequence[Result], head: dict[str, Any], *, listed: int | None) -> str:
+    step = results[0].step
     lines = [
         f"step {step.name}: {step.title}",
         "reference = torch, actual = paddle",
@@ -116,7 +101,7 @@ def _step_log(step: Step, results: Sequence[Result], head: dict[str, Any]) -> st
         "",
     ]
     for result in results:
-        lines += [*_result_lines(result), ""]
+        lines += [*_result_lines(result, listed), ""]
     lines.append(f"verdict of step {step.name}: {worst_verdict(results).value}")
     return "\n".join(lines) + "\n"
 
@@ -128,7 +113,7 @@ def worst_verdict(results: Sequence[Result]) -> Verdict:
     return next((r.verdict for r in results if not r.verdict.passed), Verdict.PASS)
 
 
-def _result_lines(result: Result) -> list[str]:
+def _result_lines(result: Result, listed: int | None) -> list[str]:
     lines = [f"== {result.step.name} in {result.dtype}: {result.verdict.value} =="]
     if result.message:
         lines.append(result.message)
@@ -151,7 +136,14 @@ def _result_lines(result: Result) -> list[str]:
             f"{'verdict':8} {'relative':>9} {'bound':>9} {'max_abs':>9} {'mean_abs':>9} "
             f"{'max_rel':>9} {'over':>7} {'size':>9}  tensor [index of max] detail"
         )
-    lines += [_row_line(row, counts[_tensor(row.key)]) for row in rows]
+    failing = sum(not row.verdict.passed for row in rows)
+    shown = len(rows) if listed is None else max(listed, failing)
+    lines += [_row_line(row, counts[_tensor(row.key)]) for row in rows[:shown]]
+    if rest := rows[shown:]:
+        lines.append(
+            f"{len(rest)} more tensors pass, each with at most {rest[0].severity[1]:.1%} of its "
+            "bound; a run of this configuration alone lists them"
+        )
     return lines
 
 
@@ -220,6 +212,7 @@ def _summary(outcome: Outcome, head: dict[str, Any], digests: dict[str, str]) ->
     results = outcome.results
     return {
         **head,
+        "verify": outcome.config.verify.model_dump(mode="json"),
         "verdict": worst_verdict(results).value,
         "exit_code": outcome.exit_code,
         "seconds": round(outcome.seconds, 1),

@@ -59,9 +59,10 @@ def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[
     _, wide, narrow = _WANTED[step]
     prefixes = wide if dtype == "float64" else narrow
     return {
-        f"{key}/{dtype}": array.reshape(-1)[:: -(-array.size // LARGEST)]
+        # a copy: a view would hold the whole record, whose file has gone
+        f"{key}/{dtype}": array.reshape(-1)[:: -(-array.size // LARGEST)].copy()
         if array.size > LARGEST
-        else array
+        else array.copy()
         for key, array in arrays.items()
         if prefixes and key.startswith(prefixes) and array.dtype.kind in "fi"
     }

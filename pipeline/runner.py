@@ -21,8 +21,8 @@ from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
 from pipeline.recording import Progress, Recording
 from pipeline.records import Record, has_record, read_record, record_name, remove_record
-from pipeline.steps import SIDES, STEPS, Step, step_named
-from pipeline.training import FLOOR_PART, snapshot_part
+from pipeline.steps import SIDES, STEPS, Step, step_named, with_given_weights
+from pipeline.training import FLOOR_PART, SNAPSHOT_KEYS, floor_part, snapshot_part
 
 SCENES_HW = (256, 512)
 SCENES_TRAIN, SCENES_VAL = 8, 4
@@ -42,6 +42,10 @@ class Options:
     keep_going: bool = False
     command: str = "bisenet verify"
     """The command line, for the logs: whoever reads them can run it again."""
+    artefacts: bool = True
+    """Keep the arrays of reprod_log's files; of many networks they take gigabytes."""
+    listed: int | None = None
+    """Tensors that a log lists per step and dtype, worst first, failing ones always; None: all."""
     scratch: Path = Path("data/fake")
     """Where generated data sets are kept between runs."""
 
@@ -205,11 +209,17 @@ def _collect_peaks(recording: Recording, outcomes: Sequence[Outcome]) -> None:
         outcome.peak_mib = recording.peak_mib
 
 
-def snapshot_parts(config: Config) -> list[str]:
-    """Return the names of the snapshots that a float64 training records before its end."""
+def snapshot_parts(config: Config) -> dict[str, str]:
+    """Return the snapshots that a float64 training records before its end: label -> part.
+
+    The state where the float32 training stops is one of them, under its own name.
+    """
     verify = config.verify
     done = range(verify.check_every, verify.train_iters, verify.check_every)
-    return [snapshot_part(iteration) for iteration in done]
+    return {
+        snapshot_part(i): FLOOR_PART if i == verify.train_iters_float32 else snapshot_part(i)
+        for i in done
+    }
 
 
 class Judging:
@@ -219,6 +229,8 @@ class Judging:
         self.recording, self.outcome, self.job = recording, outcome, job
         self.work = job.inputs.parent
         self.pending = [(step_named(run.step), run.dtype) for run in job.runs]
+        if job.weights is not None:
+            self.pending = [(with_given_weights(step), dtype) for step, dtype in self.pending]
         self.snapshot_rows: list[Row] = []
         self.snapshots_due = snapshot_parts(outcome.config)
         self.ignore_index = outcome.config.data.ignore_index
@@ -254,7 +266,8 @@ class Judging:
         self._snapshots()
         pair = [read_record(work, name) for name in names]
         result = self._judge(step, dtype, pair)
-        self._collect(step, dtype, pair)
+        if self.outcome.options.artefacts:
+            self._collect(step, dtype, pair)
         if dtype == step.dtypes[-1]:
             for other in step.dtypes:
                 for side in SIDES:
@@ -265,7 +278,7 @@ class Judging:
         arrays = [record.arrays for record in pair]
         if dtype == "float32" and "float64" in step.dtypes:
             work = self.work
-            part = FLOOR_PART if step.name == "training" else ""
+            part = floor_part(step.name)
             names = [record_name(step.name, "float64", side, part) for side in SIDES]
             if not all(has_record(work, name) for name in names):
                 text = "the float64 run failed: there is no rounding floor to judge by"
@@ -286,17 +299,21 @@ class Judging:
         if step is None:
             return
         work = self.work
-        for part in list(self.snapshots_due):
+        for label, part in list(self.snapshots_due.items()):
             names = [record_name("training", "float64", side, part) for side in SIDES]
             if not all(has_record(work, name) for name in names):
                 continue
             pair = [read_record(work, name).arrays for name in names]
-            prefixed = [{f"{part}/{k}": v for k, v in arrays.items()} for arrays in pair]
+            prefixed = [
+                {f"{label}/{k}": v for k, v in arrays.items() if k.startswith(SNAPSHOT_KEYS)}
+                for arrays in pair
+            ]
             rows = compare_float64(step, prefixed, ignore_index=self.ignore_index)
             self.snapshot_rows.extend(rows)
-            self.snapshots_due.remove(part)
-            for name in names:
-                remove_record(work, name)
+            del self.snapshots_due[label]
+            if part != FLOOR_PART:
+                for name in names:
+                    remove_record(work, name)
 
     def _collect(self, step: Step, dtype: str, pair: list[Record]) -> None:
         """Keep the few arrays that reviewers of Paddle ports expect as .npy pairs."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common import iou
+from pipeline.data_probe import small_data
 from pipeline.probes import (
     Array,
     Case,
@@ -18,7 +19,6 @@ from pipeline.probes import (
     build_loss,
     cast_batches,
     short_schedule,
-    small_data,
 )
 
 
@@ -31,12 +31,22 @@ FLOOR_PART = "floor"
 """The float64 state at the iteration where the float32 training stops: its rounding floor."""
 
 
+SNAPSHOT_KEYS = ("state/", "momentum/")
+"""What a snapshot is compared by; the rest of the record at the floor is for float32 alone."""
+
+
+def floor_part(step: str) -> str:
+    """Return the part of a step's float64 record that its float32 record is judged by."""
+    return FLOOR_PART if step == "training" else ""
+
+
 def probe_training(side: Any, case: Case) -> Iterator[Part]:
     """Train, and record loss, rates and sample order of every iteration, then the end state.
 
     In float64 also yields a snapshot of all weights, momentum buffers and BatchNorm buffers at
-    every ``verify.check_every``-th iteration, and the state that float32 is judged by. In float32
-    stops after ``verify.train_iters_float32`` iterations of the same schedule.
+    every ``verify.check_every``-th iteration; the one that float32 is judged by holds the series
+    so far, too. In float32 stops after ``verify.train_iters_float32`` iterations of the same
+    schedule.
     """
     run = _Run(side, case)
     verify = case.config.verify
@@ -44,10 +54,10 @@ def probe_training(side: Any, case: Case) -> Iterator[Part]:
     last = verify.train_iters if wide else verify.train_iters_float32
     for done, batch in enumerate(islice(run.batches(), last), start=1):
         run.step(batch)
-        if wide and done % verify.check_every == 0 and done < last:
-            yield snapshot_part(done), run.state()
         if wide and done == verify.train_iters_float32:
             yield FLOOR_PART, run.end()
+        elif wide and done % verify.check_every == 0 and done < last:
+            yield snapshot_part(done), run.state()
     yield "", run.end() | (run.validation() if wide else {})
 
 
@@ -115,7 +125,12 @@ class _Run:
 
     def end(self) -> dict[str, Array]:
         """Return the history so far, the state, and how far it has moved."""
-        return self.series() | self.state() | self.moved()
+        return self.first() | self.series() | self.state() | self.moved()
+
+    def first(self) -> dict[str, Array]:
+        """Return the loss terms of the first iteration: what no rounding has been amplified in."""
+        terms = [key for key in self.history if key.startswith("loss/") and key != "loss/total"]
+        return {"first/loss": np.array([self.history[key][0] for key in terms])}
 
     def moved(self) -> dict[str, Array]:
         """Return how far each parameter and buffer has moved since the start.

@@ -350,6 +350,35 @@ def test_a_detour_by_half_precision_fails() -> None:
     assert narrow_row(WIDE.astype(np.float32), half).verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("share", [0.3, 0.05])
+def test_exact_elements_do_not_hide_the_others(share: float) -> None:
+    """Behind a ReLU, or where few pixels are hard, most elements are zero on either side."""
+    kept = np.arange(WIDE.size).reshape(WIDE.shape) % round(1 / share) == 0
+    wide = np.where(kept, WIDE, 0.0)
+    torch32, half = wide.astype(np.float32), wide.astype(np.float16).astype(np.float32)
+    row = narrow_row(torch32, half, pair64=(wide, wide))
+    assert row.verdict is Verdict.FAIL
+    assert "times Torch's" in row.detail
+    same = narrow_row(torch32, wide.astype(np.float32), pair64=(wide, wide))
+    assert same.verdict is Verdict.PASS
+
+
+def test_rounding_is_seen_beside_a_large_value() -> None:
+    """One large element must not lend the small ones its last place."""
+    wide = np.append(WIDE.ravel() / 1000, 100.0)
+    torch32 = wide.astype(np.float32)
+    off = (wide * (1 + 3e-6)).astype(np.float32)
+    row = narrow_row(torch32, off, pair64=(wide, wide))
+    assert (row.verdict, row.self_ratio) == (Verdict.FAIL, pytest.approx(25, rel=0.2))
+
+
+def test_the_tail_of_a_saturated_activation_says_nothing() -> None:
+    wide = np.append(np.full(1000, 1e-30), [0.2, 0.4, 0.7])
+    torch32 = wide.astype(np.float32)
+    paddle32 = np.append(np.full(1000, 1.1e-30), [0.2, 0.4, 0.7]).astype(np.float32)
+    assert narrow_row(torch32, paddle32, pair64=(wide, wide)).verdict is Verdict.PASS
+
+
 def test_another_float32_program_fails_by_the_floor() -> None:
     # agreement with its own float64 run is not enough: the two float64 runs must agree too
     torch32, paddle32 = rounded(1), (rounded(2) * np.float32(1.001)).astype(np.float32)

@@ -141,6 +141,12 @@ def test_every_verdict_but_pass_diverges(verdict: Verdict) -> None:
         ),
         (
             "training",
+            [failing("state/a", (0, 0)), failing("first/loss")],
+            "first/loss",
+            "first loss",
+        ),
+        (
+            "training",
             [failing("val/matrix", (3, 3))],
             "val/matrix",
             "val matrix",

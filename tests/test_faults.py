@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 
 from common.config import Config, load_config
 from common.errors import ConfigError
-from pipeline.audit import AuditOutcome, Finding, _finding, _judge, matrix_text, select_faults
+from pipeline.audit import finding_of, judge_folders, narrow, select_faults, shown_in
 from pipeline.compare import Verdict
-from pipeline.faults import FAULTS, Fault, fault_named
+from pipeline.faults import FAULTS, Fault, fault_named, inject
+from pipeline.findings import AuditOutcome, Finding, matrix_text
 from pipeline.records import record_name, write_record
 from pipeline.steps import SIDES, STEP_NAMES, STEPS, step_named
 
@@ -43,6 +45,16 @@ def test_the_table() -> None:
         assert callable(fault.patch)
 
 
+def test_faults_of_float32_alone_are_in_every_step_that_runs_in_both() -> None:
+    short = [fault for fault in FAULTS if narrow(fault)]
+    assert len(short) >= 6
+    assert {fault.dtype for fault in FAULTS} == {None, "float32"}
+    assert {fault.step for fault in short} == {s.name for s in STEPS if len(s.dtypes) == 2}
+    for fault in FAULTS:
+        decides = step_named(fault.step).dtypes[0]
+        assert shown_in(fault) == ("float32" if fault in short else decides)
+
+
 def test_the_steps_of_the_faults_are_run_in_their_deciding_dtype() -> None:
     assert all(step.dtypes[0] == "float64" for step in STEPS if step.name != "data")
 
@@ -63,6 +75,15 @@ def test_faults_are_selected_by_name() -> None:
         fault_named("nonsense")
 
 
+def test_faults_are_injected_together_and_taken_back() -> None:
+    side = SimpleNamespace(losses=SimpleNamespace(pixel_losses="right"))
+    side.layers = SimpleNamespace(F=None)
+    side.train = SimpleNamespace(train_step="right")
+    with inject("log_softmax_float16,images_float16", side):
+        assert side.losses.pixel_losses != "right" != side.train.train_step
+    assert side.losses.pixel_losses == side.train.train_step == "right"
+
+
 FAULT = Fault("made_up", "lr_schedule", "lr/*", "the rate is doubled", nullcontext)
 RATES = {"lr/decay": np.linspace(1.0, 2.0, 9), "options/decay/momentum": np.asarray(0.9)}
 
@@ -73,16 +94,16 @@ def write(folder: Path, side: str, arrays: dict[str, Any], **changes: Any) -> No
     write_record(folder, record_name("lr_schedule", "float64", side), arrays, meta)
 
 
-def finding_of(
+def found_with(
     work: Path, config: Config, actual: dict[str, Any], meta: dict[str, Any] | None = None
 ) -> Finding:
     write(work, "torch", RATES)
     write(work / FAULT.name, "paddle", actual, **(meta or {}))
-    return _finding(FAULT, work, config)
+    return finding_of(FAULT, work, config)
 
 
 def test_a_fault_that_shows_where_it_should_is_caught(tmp_path: Path, config: Config) -> None:
-    finding = finding_of(tmp_path, config, {**RATES, "lr/decay": RATES["lr/decay"] * 2})
+    finding = found_with(tmp_path, config, {**RATES, "lr/decay": RATES["lr/decay"] * 2})
     assert finding.caught
     assert (finding.found, finding.relative) == ("lr/decay", 1.0)
     # its records are not needed any more, the reference's are
@@ -104,13 +125,13 @@ def test_a_fault_that_shows_where_it_should_is_caught(tmp_path: Path, config: Co
 def test_anything_else_survives(
     tmp_path: Path, config: Config, actual: dict[str, Any], meta: dict[str, Any], start: str
 ) -> None:
-    finding = finding_of(tmp_path, config, actual, meta)
+    finding = found_with(tmp_path, config, actual, meta)
     assert (finding.found, finding.caught) == (start, False)
 
 
 def test_a_key_that_is_lost_at_the_expected_place_is_caught(tmp_path: Path, config: Config) -> None:
     actual = {key: array for key, array in RATES.items() if key != "lr/decay"}
-    finding = finding_of(tmp_path, config, actual)
+    finding = found_with(tmp_path, config, actual)
     assert (finding.found, finding.caught) == ("lr/decay", True)
 
 
@@ -120,8 +141,67 @@ def test_a_crash_is_no_finding(tmp_path: Path, config: Config) -> None:
     folder = tmp_path / FAULT.name
     folder.mkdir()
     (folder / f"{name}.error.txt").write_text("RuntimeError('boom')\n\nTraceback ...")
-    finding = _finding(FAULT, tmp_path, config)
+    finding = finding_of(FAULT, tmp_path, config)
     assert (finding.caught, finding.found, finding.text) == (False, "", "RuntimeError('boom')")
+
+
+# a fault of float32 alone: judged by Torch's float64 record and Paddle's, which lies elsewhere
+NARROW = replace(FAULT, name="short", step="optimizer", where="step1/param/*", dtype="float32")
+WEIGHTS = {"step1/param/a": np.linspace(1.0, 2.0, 999), "step1/momentum/a": np.linspace(0, 1, 99)}
+
+
+def write_weights(folder: Path, side: str, dtype: str, *, digits: str | None = None) -> None:
+    arrays = {key: array.astype(dtype) for key, array in WEIGHTS.items()}
+    if digits is not None:
+        arrays["step1/param/a"] = arrays["step1/param/a"].astype(digits).astype(dtype)
+    meta = {"side": side, "frameworks": [side], "dtype": dtype, "config": "c", "inputs": None}
+    meta |= {"data": "d", "weights": "by rule", "seed": 0}
+    write_record(folder, record_name(NARROW.step, dtype, side), arrays, meta)
+
+
+def narrow_finding(work: Path, config: Config, digits: str, **options: Any) -> Finding:
+    for dtype in ("float64", "float32"):
+        write_weights(work, "torch", dtype)
+    write_weights(work / "wide", "paddle", "float64")
+    write_weights(work / NARROW.name, "paddle", "float32", digits=digits)
+    return finding_of(NARROW, work, config, floor=work / "wide", **options)
+
+
+def test_a_fault_of_float32_alone_is_caught_by_its_rounding(tmp_path: Path, config: Config) -> None:
+    finding = narrow_finding(tmp_path, config, "float16")
+    assert (finding.caught, finding.found, finding.dtype) == (True, "step1/param/a", "float32")
+    # 2**-11 in the place of 2**-24
+    assert finding.rounding is not None
+    assert 1000 < finding.rounding < 10000
+    # the others of the step need the float64 records
+    assert sorted(path.name for path in tmp_path.rglob("*.npz")) == [
+        "optimizer.float32.torch.npz",
+        "optimizer.float64.paddle.npz",
+        "optimizer.float64.torch.npz",
+    ]
+
+
+def test_a_fault_that_rounds_as_torch_does_survives(tmp_path: Path, config: Config) -> None:
+    finding = narrow_finding(tmp_path, config, "float32")
+    assert (finding.caught, finding.found, finding.text) == (False, "", "")
+
+
+def test_what_float64_sees_proves_nothing_about_float32(tmp_path: Path, config: Config) -> None:
+    finding = narrow_finding(tmp_path, config, "float16", wrong_wide="step1, param, a")
+    assert (finding.caught, finding.found) == (False, "step1/param/a")
+    assert finding.text == "float64 sees it too: step1, param, a"
+
+
+@pytest.mark.parametrize("missing", [("torch", "."), ("paddle", "wide")])
+def test_without_a_float64_record_there_is_no_floor(
+    tmp_path: Path, config: Config, missing: tuple[str, str]
+) -> None:
+    narrow_finding(tmp_path, config, "float16")
+    write_weights(tmp_path / NARROW.name, "paddle", "float32", digits="float16")
+    side, folder = missing
+    (tmp_path / folder / f"{record_name(NARROW.step, 'float64', side)}.json").unlink()
+    finding = finding_of(NARROW, tmp_path, config, floor=tmp_path / "wide")
+    assert (finding.caught, finding.found, finding.text) == (False, "", "no record was made")
 
 
 @pytest.mark.parametrize("present", [[], ["torch"], ["paddle"]])
@@ -130,12 +210,21 @@ def test_a_record_that_was_not_made_is_an_error(
 ) -> None:
     for side in present:
         write(tmp_path, side, RATES)
-    result = _judge(step_named("lr_schedule"), tmp_path, tmp_path, config)
+    result = judge_folders(step_named("lr_schedule"), "float64", tmp_path, tmp_path, config=config)
     assert (result.verdict, result.message) == (Verdict.ERROR, "no record was made")
 
 
 CAUGHT = Finding(
-    "bisenetv1", "a", "loss", "title", "*/loss/main", "x/loss/main", "x, loss, main", True, 0.5
+    "bisenetv1",
+    "a",
+    "loss",
+    "float64",
+    "title",
+    "*/loss/main",
+    "x/loss/main",
+    "x, loss, main",
+    True,
+    0.5,
 )
 SURVIVED = replace(CAUGHT, fault="b", found="", text="", caught=False, relative=0.0)
 
@@ -171,7 +260,7 @@ def test_survivors_are_told_first() -> None:
 
 
 def test_a_small_audit_from_end_to_end(tmp_path: Path) -> None:
-    names = ["void_as_class", "loss_weight", "loss_term_dropped"]
+    names = ["void_as_class", "loss_weight", "log_softmax_float16"]
     words = ["--faults", ",".join(names), "--out", str(tmp_path / "out")]
     words += ["--set", "verify.image_hw=[32,64]", "--set", "verify.batch_size=2"]
     done = subprocess.run(
@@ -187,7 +276,8 @@ def test_a_small_audit_from_end_to_end(tmp_path: Path) -> None:
     matrix = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert [finding["fault"] for finding in matrix["findings"]] == names
     assert all(finding["caught"] for finding in matrix["findings"])
-    assert matrix["clean"] == {"bisenetv1 loss": "PASS"}
+    assert [finding["dtype"] for finding in matrix["findings"]] == ["float64"] * 2 + ["float32"]
+    assert matrix["clean"] == {"bisenetv1 loss float64": "PASS", "bisenetv1 loss float32": "PASS"}
     assert (tmp_path / "out" / "audit.log").read_text() == done.stdout
     logs = ["audit.json", "audit.log", *(f"recorder_{side}.log" for side in sorted(SIDES))]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == logs

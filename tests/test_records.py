@@ -111,3 +111,31 @@ def test_a_recorder_that_is_killed_while_writing_leaves_no_record(tmp_path: Path
     assert done.returncode == -9
     assert not has_record(tmp_path, "r")
     assert not (tmp_path / "r.npz").exists()
+
+
+def test_a_record_is_a_view_that_outlives_its_file(tmp_path: Path) -> None:
+    arrays = {
+        "float": np.arange(6.0).reshape(2, 3),
+        "turned": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "text": np.array(["sky", "building"]),
+        "scalar": np.asarray(np.float32(2.5)),
+        "empty": np.zeros((0, 4)),
+        "a/b/ü": np.array([True, False]),
+    }
+    write_record(tmp_path, "r", arrays, {})
+    found = read_record(tmp_path, "r").arrays
+    remove_record(tmp_path, "r")
+    assert list(found) == list(arrays)
+    for key, array in arrays.items():
+        assert found[key].dtype == array.dtype
+        assert found[key].shape == array.shape
+        assert np.array_equal(found[key], array)
+    with pytest.raises(ValueError, match="read-only"):
+        found["float"][0, 0] = 1
+
+
+def test_a_compressed_record_is_refused(tmp_path: Path) -> None:
+    write_record(tmp_path, "r", {"a": np.ones(2)}, {})
+    np.savez_compressed(tmp_path / "r.npz", a=np.ones(2))
+    with pytest.raises(ValueError, match="compressed"):
+        read_record(tmp_path, "r")

@@ -8,12 +8,16 @@ No framework is imported here; a patch reaches Paddle through the modules of the
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pipeline.faults.backward import BACKWARD
 from pipeline.faults.bisenetv2 import BISENETV2
+from pipeline.faults.bisenetv2_aggregation import AGGREGATION
+from pipeline.faults.bisestdc import BISESTDC
 from pipeline.faults.data import DATA
+from pipeline.faults.float32 import FLOAT32
 from pipeline.faults.forward import FORWARD
 from pipeline.faults.loss import LOSS
 from pipeline.faults.metric import METRIC
@@ -21,11 +25,13 @@ from pipeline.faults.optimizer import OPTIMIZER
 from pipeline.faults.patching import Fault
 from pipeline.faults.schedule import SCHEDULE
 from pipeline.faults.stdc import STDC
+from pipeline.faults.stdc_loss import STDC_LOSS
 from pipeline.faults.training import TRAINING
 
 FAULTS: tuple[Fault, ...] = (
     *DATA, *FORWARD, *METRIC, *LOSS, *BACKWARD, *SCHEDULE, *OPTIMIZER, *TRAINING,
-    *BISENETV2, *STDC,
+    *FLOAT32,
+    *BISENETV2, *AGGREGATION, *STDC, *STDC_LOSS, *BISESTDC,
 )  # fmt: skip
 
 
@@ -37,6 +43,10 @@ def fault_named(name: str) -> Fault:
     raise LookupError(f"no fault {name!r}; faults: {', '.join(f.name for f in FAULTS)}")
 
 
-def inject(name: str, side: Any) -> AbstractContextManager[Any]:
-    """Return the context in which the side has the fault."""
-    return fault_named(name).patch(side)
+@contextmanager
+def inject(names: str, side: Any) -> Generator[None]:
+    """Give the side the faults of these comma-separated names for a while."""
+    with ExitStack() as stack:
+        for name in names.split(","):
+            stack.enter_context(fault_named(name).patch(side))
+        yield

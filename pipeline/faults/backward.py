@@ -23,7 +23,7 @@ def _norm_forward(after: Callable[[Any, str, Any], Any]) -> Patch:
 
         return forward
 
-    return replaced(lambda side: side.layers.BatchNorm2d, "forward", make)
+    return replaced(lambda side: side.norm.BatchNorm2d, "forward", make)
 
 
 def _detached_spatial(layer: Any, side: Any) -> Any:
@@ -59,7 +59,7 @@ BACKWARD = (
         "buffer/*running_var",
         "the running variance takes the biased variance",
         replaced(
-            lambda side: side.layers.BatchNorm2d,
+            lambda side: side.norm.BatchNorm2d,
             "_kernel_variance_is_biased",
             lambda _right, _side: staticmethod(lambda _device, _dtype: False),
         ),

@@ -1,27 +1,28 @@
-"""Wrong ports that only BiSeNetV2 can have: its layers, its heads, its parameter groups.
+"""Wrong ports of BiSeNetV2: its layers, its heads, its parameter groups.
 
 How a fresh network starts (weight 0 of the last BatchNorm, fan_out) and how much the heads drop
 cannot show here, because every step starts from given weights without dropout:
-tests/sides/test_bisenetv2.py holds them.
+tests/sides/test_any_network.py and test_bisenetv2.py hold them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from pipeline.faults.patching import Fault, Patch, at, forward_of, functional, in_model, replaced
-
-Make = Callable[[Any, Any], Any]
-
-
-def _identity(layer: Any, side: Any) -> Any:
-    return lambda x: x
-
-
-def _then_relu(layer: Any, side: Any) -> Any:
-    right = layer.forward
-    return lambda x: functional(side).relu(right(x))
+from pipeline.faults.patching import (
+    Fault,
+    Make,
+    Patch,
+    at,
+    faults_of,
+    forward_of,
+    functional,
+    identity,
+    in_model,
+    replaced,
+    resized_to,
+    then_relu,
+)
 
 
 def _convolved(**options: Any) -> Make:
@@ -63,14 +64,6 @@ def _mean_for_max(layer: Any, side: Any) -> Any:
     return lambda x: functional(side).avg_pool2d(x, 3, stride=2, padding=1, exclusive=False)
 
 
-def _pooled(*, exclusive: bool) -> Make:
-    def make(layer: Any, side: Any) -> Any:
-        F = functional(side)
-        return lambda x: F.avg_pool2d(x, 3, stride=2, padding=1, exclusive=exclusive)
-
-    return make
-
-
 def _norm_after_convolution(layer: Any, side: Any) -> Any:
     mean = side.layers.spatial_mean
     return lambda x: layer.conv_last(layer.bn(layer.conv_gap(mean(x))) + x)
@@ -81,50 +74,8 @@ def _context_alone(layer: Any, side: Any) -> Any:
     return lambda x: layer.conv_last(layer.conv_gap(layer.bn(mean(x))).expand_as(x))
 
 
-def _resized(**options: Any) -> Make:
-    """Resize to a size given with the map."""
-
-    def make(layer: Any, side: Any) -> Any:
-        F = functional(side)
-        return lambda x, size_hw: F.interpolate(x, size=list(size_hw), **options)
-
-    return make
-
-
 def _bilinear_twice(layer: Any, side: Any) -> Any:
     return lambda x: functional(side).interpolate(x, scale_factor=2, mode="bilinear")
-
-
-def _bga(combine: Callable[[Any, Any, Any, Any, Any], Any]) -> Patch:
-    """``combine(layer, left1, left2, (right1, right2), size_hw)`` aggregates the branches."""
-
-    def make(layer: Any, side: Any) -> Any:
-        def forward(detail: Any, semantic: Any) -> Any:
-            size_hw = (detail.shape[2], detail.shape[3])
-            rights = layer.right1(semantic), layer.right2(semantic)
-            return combine(layer, layer.left1(detail), layer.left2(detail), rights, size_hw)
-
-        return forward
-
-    return forward_of("bga", make)
-
-
-def _detail_guides(layer: Any, left1: Any, left2: Any, rights: Any, size_hw: Any) -> Any:
-    guided8 = layer.sigmoid1(left1) * layer.up1(rights[0], size_hw)
-    guided32 = layer.up2(layer.sigmoid2(left2) * rights[1], size_hw)
-    return layer.conv(guided8 + guided32)
-
-
-def _multiplied(layer: Any, left1: Any, left2: Any, rights: Any, size_hw: Any) -> Any:
-    guided8 = left1 * layer.sigmoid1(layer.up1(rights[0], size_hw))
-    guided32 = layer.up2(left2 * layer.sigmoid2(rights[1]), size_hw)
-    return layer.conv(guided8 * guided32)
-
-
-def _sigmoid_first(layer: Any, left1: Any, left2: Any, rights: Any, size_hw: Any) -> Any:
-    guided8 = left1 * layer.up1(layer.sigmoid1(rights[0]), size_hw)
-    guided32 = layer.up2(left2 * layer.sigmoid2(rights[1]), size_hw)
-    return layer.conv(guided8 + guided32)
 
 
 def _after_context(layer: Any, side: Any) -> Any:
@@ -158,11 +109,6 @@ def _input_detached(layer: Any, side: Any) -> Any:
     return lambda x, size_hw: right(x.detach(), size_hw)
 
 
-def _output_detached(layer: Any, side: Any) -> Any:
-    right = layer.forward
-    return lambda x: right(x).detach()
-
-
 def _heads_multiplied(*names: str) -> Patch:
     def change(model: Any, side: Any) -> None:
         model.head_modules = names
@@ -179,12 +125,8 @@ def _depthwise_undecayed(right: Any, side: Any) -> Any:
     return assign
 
 
-def _fault(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
-    return Fault(name, step, where, title, patch, model="bisenetv2")
-
-
-def _fault_2020(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
-    return Fault(name, step, where, title, patch, model="bisenetv2_2020")
+_fault = faults_of("bisenetv2")
+_fault_2020 = faults_of("bisenetv2_2020")
 
 
 _LAYERS = (
@@ -228,14 +170,14 @@ _LAYERS = (
         "forward",
         "eval/layer/segment.S4.0.dwconv1",
         "ReLU between the two depthwise convolutions",
-        forward_of("segment.S4.0.dwconv1", _then_relu),
+        forward_of("segment.S4.0.dwconv1", then_relu),
     ),
     _fault(
         "ge_relu_of_the_paper",
         "forward",
         "eval/layer/segment.S3.1.dwconv.2",
         "no ReLU after the depthwise convolution, as in the paper",
-        forward_of("segment.S3.1.dwconv.2", _identity),
+        forward_of("segment.S3.1.dwconv.2", identity),
     ),
     _fault(
         "ge_add_after_relu",
@@ -249,7 +191,7 @@ _LAYERS = (
         "forward",
         "eval/layer/segment.S5_4.0.shortcut.1",
         "ReLU inside the shortcut",
-        forward_of("segment.S5_4.0.shortcut.1", _then_relu),
+        forward_of("segment.S5_4.0.shortcut.1", then_relu),
     ),
     _fault(
         "ce_order",
@@ -270,58 +212,7 @@ _LAYERS = (
         "forward",
         "eval/layer/segment.S5_5.conv_last.relu",
         "the last convolution without activation, as in the paper",
-        forward_of("segment.S5_5.conv_last.relu", _identity),
-    ),
-)
-_AGGREGATION = (
-    _fault(
-        "bga_pool_exclusive",
-        "forward",
-        "eval/layer/bga.left2.2",
-        "average pooling leaves the padding out, Paddle's default",
-        forward_of("bga.left2.2", _pooled(exclusive=True)),
-    ),
-    _fault(
-        "bga_relu_inside",
-        "forward",
-        "eval/layer/bga.left1.1",
-        "ReLU between depthwise and 1x1 convolution",
-        forward_of("bga.left1.1", _then_relu),
-    ),
-    _fault(
-        "bga_bilinear",
-        "forward",
-        "eval/layer/bga.up1",
-        "semantic features resized bilinearly",
-        forward_of("bga.up1", _resized(mode="bilinear", align_corners=False)),
-    ),
-    _fault(
-        "bga_sigmoid_missing",
-        "forward",
-        "eval/layer/bga.sigmoid2",
-        "the guide at 1/32 without sigmoid",
-        forward_of("bga.sigmoid2", _identity),
-    ),
-    _fault(
-        "bga_detail_guides",
-        "forward",
-        "eval/layer/bga.sigmoid1",
-        "the sigmoid sits on the detail features",
-        _bga(_detail_guides),
-    ),
-    _fault(
-        "bga_multiplied",
-        "forward",
-        "eval/layer/bga.conv.0",
-        "the two scales are multiplied instead of added",
-        _bga(_multiplied),
-    ),
-    _fault(
-        "bga_last_relu_missing",
-        "forward",
-        "eval/layer/bga.conv.2",
-        "no activation after the aggregation, as in PaddleSeg",
-        forward_of("bga.conv.2", _identity),
+        forward_of("segment.S5_5.conv_last.relu", identity),
     ),
 )
 _HEADS = (
@@ -353,28 +244,12 @@ _HEADS = (
         "dropout that cannot be switched off for the comparison",
         forward_of("head.drop", _own_dropout),
     ),
-)
-_GRADIENTS = (
-    _fault(
-        "pool_gradient_kernel",
-        "backward",
-        "layer/bga.left2.1",
-        "Paddle's own average pooling: its gradient keeps 1/9 as float32",
-        forward_of("bga.left2.2", _pooled(exclusive=False)),
-    ),
     _fault(
         "aux_detached",
         "backward",
         "layer/segment.*",
         "an auxiliary head trains nothing but itself",
         forward_of("aux4", _input_detached),
-    ),
-    _fault(
-        "guide_detached",
-        "backward",
-        "layer/bga.sigmoid2",
-        "no gradient flows through the guide at 1/32",
-        forward_of("bga.sigmoid2", _output_detached),
     ),
 )
 _GROUPS = (
@@ -395,25 +270,11 @@ _GROUPS = (
 )
 _FORM_OF_2020 = (
     _fault_2020(
-        "bga_corners_2020",
-        "forward",
-        "eval/layer/bga.up1",
-        "semantic features resized without aligned corners",
-        forward_of("bga.up1", _resized(mode="bilinear", align_corners=False)),
-    ),
-    _fault_2020(
-        "bga_sigmoid_first_2020",
-        "forward",
-        "eval/layer/bga.up1",
-        "sigmoid before the resizing (no fault in the current form: nearest commutes)",
-        _bga(_sigmoid_first),
-    ),
-    _fault_2020(
         "bilinear_ratio_2020",
         "forward",
         "eval/layer/head.up",
         "Paddle's own bilinear kernel: it keeps the ratio of the sizes as float32",
-        forward_of("head.up", _resized(mode="bilinear", align_corners=True)),
+        forward_of("head.up", resized_to(mode="bilinear", align_corners=True)),
     ),
     _fault_2020(
         "head_rate_2020",
@@ -424,6 +285,4 @@ _FORM_OF_2020 = (
     ),
 )
 
-BISENETV2: tuple[Fault, ...] = (
-    *_LAYERS, *_AGGREGATION, *_HEADS, *_GRADIENTS, *_GROUPS, *_FORM_OF_2020,
-)  # fmt: skip
+BISENETV2: tuple[Fault, ...] = (*_LAYERS, *_HEADS, *_GROUPS, *_FORM_OF_2020)

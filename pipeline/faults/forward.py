@@ -6,7 +6,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.faults.patching import Fault, at, forward_of, functional, in_model, replaced
+from pipeline.faults.patching import (
+    Fault,
+    at,
+    forward_of,
+    functional,
+    identity,
+    in_model,
+    replaced,
+    swapped_arguments,
+)
 
 
 def _bn_eps(model: Any, side: Any) -> None:
@@ -44,17 +53,8 @@ def _resize(**options: Any) -> Callable[[Any, Any], Any]:
     return make
 
 
-def _identity(layer: Any, side: Any) -> Any:
-    return lambda x: x
-
-
 def _leaky(layer: Any, side: Any) -> Any:
     return lambda x: functional(side).leaky_relu(x, negative_slope=0.01)
-
-
-def _swap_arguments(layer: Any, side: Any) -> Any:
-    right = layer.forward
-    return lambda spatial, context: right(context, spatial)
 
 
 def _ffm_without_residual(layer: Any, side: Any) -> Any:
@@ -169,7 +169,7 @@ FORWARD = (
         "forward",
         "eval/layer/sp.conv3.relu",
         "no activation after the third spatial convolution",
-        forward_of("sp.conv3.relu", _identity),
+        forward_of("sp.conv3.relu", identity),
     ),
     Fault(
         "relu_leaky",
@@ -183,7 +183,7 @@ FORWARD = (
         "forward",
         "eval/layer/ffm.convblk.conv",
         "the fusion module concatenates context before detail",
-        forward_of("ffm", _swap_arguments),
+        forward_of("ffm", swapped_arguments),
     ),
     Fault(
         "ffm_residual_missing",
@@ -197,7 +197,7 @@ FORWARD = (
         "forward",
         "eval/layer/cp.arm16.sigmoid_atten",
         "attention without sigmoid",
-        forward_of("cp.arm16.sigmoid_atten", _identity),
+        forward_of("cp.arm16.sigmoid_atten", identity),
     ),
     Fault(
         "aux_heads_swapped",

@@ -5,13 +5,18 @@ No framework is imported here; a patch reaches Paddle through the modules of the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from pipeline.steps import Dtype
+
 Patch = Callable[[Any], AbstractContextManager[Any]]
+Make = Callable[[Any, Any], Any]
+"""(layer or function, side) -> what takes its place."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,18 @@ class Fault:
     patch: Patch
     model: str = "bisenetv1"
     """Network that can have this fault."""
+    dtype: Dtype | None = None
+    """Where it shows: "float32" if there alone, float64 being right; None is the dtype that decides
+    the step."""
+
+
+def faults_of(model: str, *, prefix: str = "") -> Callable[[str, str, str, str, Patch], Fault]:
+    """Return how to write down a fault of one network: (name, step, where, title, patch)."""
+
+    def fault(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
+        return Fault(f"{prefix}{name}", step, where, title, patch, model=model)
+
+    return fault
 
 
 def in_model(change: Callable[[Any, Any], None]) -> Patch:
@@ -76,6 +93,38 @@ def forward_of(path: str, make: Callable[[Any, Any], Any]) -> Patch:
 def functional(side: Any) -> Any:
     """Return the side's framework functions (conv2d, interpolate, ...)."""
     return side.layers.F
+
+
+def module_named(name: str) -> Callable[[Any], Any]:
+    """Return how to find a module of the side's package by its dotted name."""
+    return lambda side: sys.modules[f"{side.losses.__name__.partition('.')[0]}.{name}"]
+
+
+def identity(layer: Any, side: Any) -> Any:
+    """Leave the layer out."""
+    return lambda x: x
+
+
+def then_relu(layer: Any, side: Any) -> Any:
+    """Put a ReLU behind the layer."""
+    right = layer.forward
+    return lambda x: functional(side).relu(right(x))
+
+
+def swapped_arguments(layer: Any, side: Any) -> Any:
+    """Hand a fusion its two maps in the other order."""
+    right = layer.forward
+    return lambda spatial, context: right(context, spatial)
+
+
+def resized_to(**options: Any) -> Make:
+    """Return a layer that resizes to a size given with the map."""
+
+    def make(layer: Any, side: Any) -> Any:
+        F = functional(side)
+        return lambda x, size_hw: F.interpolate(x, size=list(size_hw), **options)
+
+    return make
 
 
 def optimizer_options(**update: Any) -> Patch:
