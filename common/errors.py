@@ -18,3 +18,15 @@ class DataError(InputError):
 
 class WeightsError(InputError):
     """A weights file does not fit the model, or cannot be read."""
+
+
+class CheckpointError(InputError):
+    """A training's checkpoint cannot be written, or what is there cannot be resumed from."""
+
+
+class ParityError(InputError):
+    """There is no passing, fresh parity evidence for the configuration to be trained."""
+
+
+class TrainingError(InputError):
+    """A training cannot go on: its loss is not finite, or a file of it cannot be used."""
