@@ -46,12 +46,13 @@ class Sample:
     """What the values in the label file mean."""
 
 
-def load_samples(data: DataConfig, split: Split) -> list[Sample]:
+def load_samples(data: DataConfig, split: Split, *, missing_ok: bool = False) -> list[Sample]:
     """Return the samples of a split, in the order of its list or, without a list, sorted.
 
     Args:
         data: which data set, where, and the lists if it has any.
         split: ``train`` or ``val``.
+        missing_ok: return samples whose files do not exist too, for a check of the whole.
 
     Raises:
         DataError: a folder, list or file is missing; a list line is malformed or the list empty.
@@ -62,13 +63,16 @@ def load_samples(data: DataConfig, split: Split) -> list[Sample]:
         )
     listed = data.train_list if split == "train" else data.val_list
     if listed is None and data.dataset == "cityscapes":
-        return _cityscapes_samples(data.root, split)
+        return _cityscapes_samples(data.root, split, missing_ok=missing_ok)
     if listed is None and data.dataset == "list":
         raise DataError(f"data.{split}_list is not set; a data set of kind 'list' needs it")
-    pairs = _read_list(_list_path(data.root, listed or Path(f"{split}.txt"), split), data.root)
+    path = _list_path(data.root, listed or Path(f"{split}.txt"), split)
+    pairs = _read_list(path, data.root)
+    if not missing_ok:
+        _check_files([file for pair in pairs for file in pair], origin=str(path))
     encodings: list[LabelEncoding] = [_ENCODINGS.get(data.dataset, "train_ids")] * len(pairs)
     if data.dataset == "cityscapes":
-        encodings = detect_encodings([label for _, label in pairs])
+        encodings = detect_encodings([label for _, label in pairs], skip_broken=missing_ok)
     return [
         Sample(image, label, _name(image, data.root), encoding)
         for (image, label), encoding in zip(pairs, encodings, strict=True)
@@ -105,14 +109,18 @@ def read_sample(
     return image, table.to_train_ids(label)
 
 
-def detect_encodings(labels: Sequence[Path]) -> list[LabelEncoding]:
+def detect_encodings(labels: Sequence[Path], *, skip_broken: bool = False) -> list[LabelEncoding]:
     """Return what each Cityscapes label file holds: by its name, else by values of several files.
+
+    Args:
+        labels: the files.
+        skip_broken: judge by the files that can be read.
 
     Raises:
         DataError: some of the files without a telling name hold raw ids and others train ids.
     """
     unnamed = [label for label in labels if _encoding_by_name(label) is None]
-    by_values = _encoding_by_values(unnamed)
+    by_values = _encoding_by_values(unnamed, skip_broken=skip_broken)
     return [_encoding_by_name(label) or by_values for label in labels]
 
 
@@ -121,14 +129,19 @@ def _encoding_by_name(label: Path) -> LabelEncoding | None:
     return next((kind for end, kind in _LABEL_SUFFIXES.items() if name.endswith(end)), None)
 
 
-def _encoding_by_values(labels: Sequence[Path]) -> LabelEncoding:
+def _encoding_by_values(labels: Sequence[Path], *, skip_broken: bool) -> LabelEncoding:
     # the files are spread over the list; consecutive ones often show the same street
     count = min(_PROBED_FILES, len(labels))
     probed = [labels[i * len(labels) // count] for i in range(count)]
     with_raw_ids: list[Path] = []
     with_train_ids: list[Path] = []
     for path in probed:
-        present = np.flatnonzero(np.bincount(read_label(path).ravel(), minlength=256))
+        try:
+            present = np.flatnonzero(np.bincount(read_label(path).ravel(), minlength=256))
+        except DataError:
+            if not skip_broken:
+                raise
+            continue
         # 19..33 (vegetation, sky, person, car, ...) are no train ids; 255 is void in train ids,
         # and in raw ids at most the rare license plate beside a car
         if np.any((present > _LAST_TRAIN_ID) & (present <= LAST_RAW_ID)):
@@ -144,7 +157,7 @@ def _encoding_by_values(labels: Sequence[Path]) -> LabelEncoding:
     return "label_ids" if with_raw_ids else "train_ids"
 
 
-def _cityscapes_samples(root: Path, split: Split) -> list[Sample]:
+def _cityscapes_samples(root: Path, split: Split, *, missing_ok: bool) -> list[Sample]:
     folder = root / "leftImg8bit" / split
     if not folder.is_dir():
         raise DataError(
@@ -155,7 +168,8 @@ def _cityscapes_samples(root: Path, split: Split) -> list[Sample]:
     if not images:
         raise DataError(f"{folder}: no file matches <city>/*{_IMAGE_SUFFIX}; expected at least one")
     samples = [_cityscapes_sample(image, root, split) for image in images]
-    _check_files([sample.label for sample in samples], origin=str(folder))
+    if not missing_ok:
+        _check_files([sample.label for sample in samples], origin=str(folder))
     return samples
 
 
@@ -190,7 +204,7 @@ def _read_list(path: Path, root: Path) -> list[tuple[Path, Path]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        fields = _fields(line)
+        fields = list_fields(line)
         if len(fields) != 2 or not all(fields):
             raise DataError(
                 f"{path}:{number}: expected an image and a label, separated by a comma or blank, "
@@ -199,11 +213,11 @@ def _read_list(path: Path, root: Path) -> list[tuple[Path, Path]]:
         pairs.append((root / fields[0], root / fields[1]))
     if not pairs:
         raise DataError(f"{path}: the list is empty; expected one `image,label` per line")
-    _check_files([file for pair in pairs for file in pair], origin=str(path))
     return pairs
 
 
-def _fields(line: str) -> list[str]:
+def list_fields(line: str) -> list[str]:
+    """Return the fields of a line of a list: separated by a comma, else a tab, else blanks."""
     # the first separator found decides, so that a comma-separated path may contain blanks
     for separator in (",", "\t"):
         if separator in line:

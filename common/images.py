@@ -20,6 +20,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PALETTE = 3
 """PNG colour type of a picture whose pixels are indices into a palette."""
+_GREY_BYTES = bytes([8, 0, 0, 0, 0])
+"""The end of a PNG's header: 8 bits, grey, the only compression and filter method, rows in order"""
+_COLOR_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
+"""Since OpenCV 4.11: decodes in our order of channels, which saves a pass over the picture."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -28,7 +32,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: no such file, truncated, corrupt or not a picture.
     """
-    image = _decode(_checked_bytes(path), cv2.IMREAD_COLOR, path)
+    content = checked_bytes(path)
+    if _COLOR_RGB is not None:
+        return _decode(content, _COLOR_RGB, path)
+    image = _decode(content, cv2.IMREAD_COLOR, path)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -38,7 +45,7 @@ def read_label(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: as read_image; or more than one channel, or a value above 255.
     """
-    content = _checked_bytes(path)
+    content = checked_bytes(path)
     depth = 8
     if content.startswith(_PNG_SIGNATURE) and content[25] == _PALETTE:
         content, depth = _without_palette(content)
@@ -51,10 +58,47 @@ def read_label(path: Path) -> NDArray[np.uint8]:
     if label.max(initial=0) > 255:
         raise DataError(f"{path}: the label has value {label.max()}; expected 0..255")
     # a grey PNG of 1, 2 or 4 bits is spread over 0..255 when it is read
+    return label if depth == 8 and label.dtype == np.uint8 else _narrowed(label, depth)
+
+
+def has_colours(path: Path) -> bool:
+    """Tell whether a picture file has several channels; a palette's indices are one.
+
+    Raises:
+        DataError: as read_image.
+    """
+    content = checked_bytes(path)
+    if content.startswith(_PNG_SIGNATURE) and content[25] == _PALETTE:
+        return False
+    return _decode(content, cv2.IMREAD_UNCHANGED, path).ndim == 3
+
+
+def _narrowed(label: NDArray[Any], depth: int) -> NDArray[np.uint8]:
     return np.asarray(label // (255 // (2**depth - 1)), np.uint8)
 
 
-def _checked_bytes(path: Path) -> bytes:
+def label_png(label: NDArray[np.uint8]) -> bytes:
+    """Return the (H, W) uint8 label as a PNG that is quick to write and to read.
+
+    Rows are stored as they are (filter 0), runs of equal values packed: a quarter of the time of
+    Pillow's encoder, files of the same size, and a third less time to decode.
+    """
+    H, W = label.shape
+    rows = np.zeros((H, W + 1), np.uint8)
+    rows[:, 1:] = label
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    packed = packer.compress(rows.data) + packer.flush()
+    header = struct.pack(">II", W, H) + _GREY_BYTES
+    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", packed), _chunk(b"IEND", b""))
+    return b"".join((_PNG_SIGNATURE, *chunks))
+
+
+def checked_bytes(path: Path) -> bytes:
+    """Return the content of a picture file that is there as a whole; it is not decoded.
+
+    Raises:
+        DataError: no such file, empty, truncated, or a PNG with a wrong checksum.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -75,15 +119,22 @@ def _checked_bytes(path: Path) -> bytes:
     return content
 
 
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
     """Yield (type, body, stored CRC) of each chunk; struct.error or a short body at the end."""
+    # slices of a view are no copies
+    view = memoryview(content)
     position = len(_PNG_SIGNATURE)
     kind = b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", content, position)
         (crc,) = struct.unpack_from(">I", content, position + 8 + length)
-        yield kind, content[position + 8 : position + 8 + length], crc
+        yield kind, view[position + 8 : position + 8 + length], crc
         position += 12 + length
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    crc = zlib.crc32(body, zlib.crc32(kind))
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", crc)))
 
 
 def _png_problem(content: bytes) -> str:
@@ -102,12 +153,12 @@ def _without_palette(content: bytes) -> tuple[bytes, int]:
     """Return a palette PNG rewritten as a grey one of the same samples, and its bit depth."""
     rewritten = [_PNG_SIGNATURE]
     depth = content[24]
-    for kind, body, _ in _png_chunks(content):
+    for kind, view, _ in _png_chunks(content):
+        body = bytes(view)
         if kind == b"IHDR":
             body = body[:9] + b"\x00" + body[10:]
         if kind in (b"IHDR", b"IDAT", b"IEND"):
-            crc = zlib.crc32(body, zlib.crc32(kind))
-            rewritten += [struct.pack(">I", len(body)), kind, body, struct.pack(">I", crc)]
+            rewritten.append(_chunk(kind, body))
     return b"".join(rewritten), depth
 
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from common.window import Window
 
 Bytes = NDArray[np.uint8]
 
@@ -28,32 +31,78 @@ def resize_image(image: Bytes, *, size_hw: tuple[int, int]) -> Bytes:
     Pillow 13 begins with the columns where that saves work (much taller than wide); the versions
     that the recipes ran with, and this function, never do.
     """
-    H, W = image.shape[:2]
-    if size_hw[1] != W:
+    return resize_image_window(image, size_hw=size_hw, window=Window(0, 0, *size_hw))
+
+
+def resize_image_window(image: Bytes, *, size_hw: tuple[int, int], window: Window) -> Bytes:
+    """Return the window of resize_image(image, size), computing no more than that."""
+    rows, columns = source_of_window(image.shape[:2], size_hw=size_hw, window=window)
+    part = image[rows, columns]
+    return resize_part(part, rows, columns, image.shape[:2], size_hw=size_hw, window=window)
+
+
+def source_of_window(
+    source_hw: tuple[int, ...], *, size_hw: tuple[int, int], window: Window
+) -> tuple[slice, slice]:
+    """Return the rows and columns of a picture that a window of the resized one depends on."""
+    return (
+        _source(source_hw[0], size_hw[0], slice(window.top, window.top + window.height)),
+        _source(source_hw[1], size_hw[1], slice(window.left, window.left + window.width)),
+    )
+
+
+def resize_part(
+    part: Bytes,
+    rows: slice,
+    columns: slice,
+    source_hw: tuple[int, ...],
+    *,
+    size_hw: tuple[int, int],
+    window: Window,
+) -> Bytes:
+    """Return a window of a resized picture, from the part of the picture that it depends on.
+
+    Args:
+        part: (h, w, 3) uint8, rows and columns of the picture, as source_of_window tells them.
+        rows: of the part.
+        columns: of the part.
+        source_hw: (H, W) of the whole picture.
+        size_hw: (H, W) of the whole resized picture.
+        window: what is kept of it.
+    """
+    if size_hw[1] != source_hw[1]:
         # the pass works along the first axis, where whole rows are copied
-        turned = np.ascontiguousarray(image.transpose(1, 0, 2))
-        image = _resample(turned, size_hw[1]).transpose(1, 0, 2)
-    if size_hw[0] != H:
-        image = _resample(np.ascontiguousarray(image), size_hw[0])
-    return np.ascontiguousarray(image)
+        turned = np.ascontiguousarray(part.transpose(1, 0, 2))
+        kept = slice(window.left, window.left + window.width)
+        turned = _resample(turned, columns.start, source_hw[1], size_hw[1], kept)
+        part = turned.transpose(1, 0, 2)
+    if size_hw[0] != source_hw[0]:
+        kept = slice(window.top, window.top + window.height)
+        part = _resample(np.ascontiguousarray(part), rows.start, source_hw[0], size_hw[0], kept)
+    return np.ascontiguousarray(part)
 
 
 def resize_label(label: Bytes, *, size_hw: tuple[int, int]) -> Bytes:
     """Return Image.resize(size, NEAREST)."""
-    rows = _nearest(label.shape[0], size_hw[0])
-    columns = _nearest(label.shape[1], size_hw[1])
-    return np.ascontiguousarray(label[rows][:, columns])
+    return resize_label_window(label, size_hw=size_hw, window=Window(0, 0, *size_hw))
+
+
+def resize_label_window(label: Bytes, *, size_hw: tuple[int, int], window: Window) -> Bytes:
+    """Return the window of resize_label(label, size)."""
+    rows = _nearest(label.shape[0], size_hw[0])[window.top : window.top + window.height]
+    columns = _nearest(label.shape[1], size_hw[1])[window.left : window.left + window.width]
+    return label[rows].take(columns, axis=1)
 
 
 def enhance_brightness(image: Bytes, *, factor: float) -> Bytes:
     """Return ImageEnhance.Brightness(image).enhance(factor): a blend with black."""
-    return _blend_table(factor)[0][image]
+    return np.asarray(cv2.LUT(image, _blend_row(0, factor)), np.uint8)
 
 
 def enhance_contrast(image: Bytes, *, factor: float) -> Bytes:
     """Return ImageEnhance.Contrast(image).enhance(factor): a blend with the mean grey."""
     mean = int(luminance(image).mean() + 0.5)
-    return _blend_table(factor)[mean][image]
+    return np.asarray(cv2.LUT(image, _blend_row(mean, factor)), np.uint8)
 
 
 def enhance_colour(image: Bytes, *, factor: float) -> Bytes:
@@ -69,11 +118,19 @@ def luminance(image: Bytes) -> Bytes:
 
 
 def _blend_table(factor: float) -> Bytes:
-    """Return (256, 256): Image.blend of a byte (row) with a byte (column).
+    """Return (256, 256): Image.blend of a byte (row) with a byte (column)."""
+    return _blended(np.arange(256, dtype=np.float32)[:, None], factor)
 
-    In float32, like Blend.c; the C compiler's order of operations, clipped, truncated.
+
+def _blend_row(base: int, factor: float) -> Bytes:
+    return _blended(np.float32(base), factor)
+
+
+def _blended(base: Any, factor: float) -> Bytes:
+    """Blend with every byte; in float32, like Blend.c, with the C compiler's order of operations.
+
+    Clipped, then truncated.
     """
-    base = np.arange(256, dtype=np.float32)[:, None]
     difference = np.arange(256, dtype=np.float32) - base
     blended = base + np.float32(factor) * difference
     return np.clip(blended, 0, 255).astype(np.uint8)
@@ -87,10 +144,24 @@ def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
     return np.cumsum(positions).astype(np.intp)
 
 
-def _resample(image: Bytes, new_size: int) -> Bytes:
-    """Resize the first axis with the triangle filter, as wide as the step when shrinking."""
-    first, weights = _triangle_weights(len(image), new_size)
-    total = np.full((new_size, *image.shape[1:]), 1 << (_PRECISION_BITS - 1), np.int32)
+def _source(size: int, new_size: int, kept: slice) -> slice:
+    """Return which source indices the kept ones of the new pixels depend on."""
+    if size == new_size:
+        return kept
+    first, weights = _triangle_weights(size, new_size)
+    last = first + weights.shape[1] - (weights[:, ::-1] != 0).argmax(axis=1)
+    return slice(int(first[kept].min()), int(last[kept].max()))
+
+
+def _resample(image: Bytes, start: int, size: int, new_size: int, kept: slice) -> Bytes:
+    """Resize the first axis with the triangle filter, as wide as the step when shrinking.
+
+    The image is what lies from ``start`` on in an axis of ``size``; ``kept`` of the new_size
+    pixels are computed.
+    """
+    first, weights = (array[kept] for array in _triangle_weights(size, new_size))
+    first = first - start
+    total = np.full((len(first), *image.shape[1:]), 1 << (_PRECISION_BITS - 1), np.int32)
     product = np.empty_like(total)
     for tap in np.flatnonzero(weights.any(axis=0)):
         rows = image[np.minimum(first + tap, len(image) - 1)]

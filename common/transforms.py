@@ -9,26 +9,40 @@ truncates, so that grey pixels stay as they are whatever the rounding of the pro
 and of STDC-Seg@59ff37f: jitter, flip, scale, enlarge back, crop, with Pillow's arithmetic.
 Departure: a picture is enlarged until both sides reach the crop (there one side is chosen by the
 picture's orientation, and what the other lacks is filled with class 0).
+A sample is made by fewer, faster steps than ``trace`` shows (only the pixels that the crop keeps
+are computed), with the same draws and the same result to the bit.
 
 Every step is a function (image, label, rng) -> (image, label); its other arguments are bound.
 Image: (H, W, 3) uint8 RGB, after ``normalise`` (3, H, W) float32. Label: (H, W) uint8, then int64.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from common import pillow_arithmetic as pillow
 from common.config import DataConfig
-
-Array = NDArray[Any]
-Step = Callable[[Array, Array, np.random.Generator], tuple[Array, Array]]
+from common.geometry import (
+    Array,
+    Step,
+    pad_to_crop,
+    random_crop,
+    random_flip,
+    random_scale,
+    random_window,
+)
+from common.transforms_pillow import (
+    brightness_pillow,
+    contrast_pillow,
+    enlarge_to_crop,
+    random_scale_pillow,
+    random_window_pillow,
+    saturation_pillow,
+)
 
 CONTRAST_PIVOT = 74
 """Grey value that contrast leaves as it is: upstream's constant, about the mean of Cityscapes."""
@@ -39,10 +53,12 @@ class Transform:
     """Named steps, applied one after the other."""
 
     steps: tuple[tuple[str, Step], ...]
+    quick_steps: tuple[Step, ...] = ()
+    """What a call takes instead, where there are any: the same draws, the same result."""
 
     def __call__(self, image: Array, label: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return the (3, H, W) float32 image and the (H, W) int64 label."""
-        for _, step in self.steps:
+        for step in self.quick_steps or [step for _, step in self.steps]:
             image, label = step(image, label, rng)
         return image, label
 
@@ -66,18 +82,40 @@ def train_transform(data: DataConfig) -> Transform:
     if is_pillow:
         enlarge = partial(enlarge_to_crop, crop_hw=data.crop_hw)
         geometry = [("flip", flip), ("scale", scale), ("enlarge", enlarge), ("crop", crop)]
-        return Transform((*jitter, *geometry, _normalise_step(data)))
+        window = partial(
+            random_window_pillow,
+            saturation=data.saturation,
+            flip_probability=data.flip_probability,
+            scale_range=data.scale_range,
+            choices=data.scale_choices,
+            crop_hw=data.crop_hw,
+        )
+        steps = (*jitter, *geometry, _normalise_step(data))
+        first = [step for name, step in jitter if name != "saturation"]
+        return Transform(steps, (*first, window, _normalise_step(data)[1]))
     pad = partial(pad_to_crop, crop_hw=data.crop_hw, ignore_index=data.ignore_index)
     geometry = [("scale", scale), ("pad", pad), ("crop", crop), ("flip", flip)]
-    return Transform((*geometry, *jitter, _normalise_step(data)))
+    steps = (*geometry, *jitter, _normalise_step(data))
+    window = partial(
+        random_window,
+        scale_range=data.scale_range,
+        choices=data.scale_choices,
+        crop_hw=data.crop_hw,
+        ignore_index=data.ignore_index,
+    )
+    if data.brightness is not None and data.contrast is not None:
+        tone = partial(random_tone, brightness=data.brightness, contrast=data.contrast)
+        jitter = [("tone", tone), *jitter[2:]]
+    quick = (window, flip, *(step for _, step in (*jitter, _normalise_step(data))))
+    return Transform(steps, quick)
 
 
 def _jitter_steps(data: DataConfig) -> list[tuple[str, Step]]:
     is_pillow = data.augmentation == "pillow"
     ranges = {
-        "brightness": (data.brightness, _brightness_pillow if is_pillow else random_brightness),
-        "contrast": (data.contrast, _contrast_pillow if is_pillow else random_contrast),
-        "saturation": (data.saturation, _saturation_pillow if is_pillow else random_saturation),
+        "brightness": (data.brightness, brightness_pillow if is_pillow else random_brightness),
+        "contrast": (data.contrast, contrast_pillow if is_pillow else random_contrast),
+        "saturation": (data.saturation, saturation_pillow if is_pillow else random_saturation),
     }
     return [
         (name, partial(step, factor_range=factor_range))
@@ -95,135 +133,39 @@ def _normalise_step(data: DataConfig) -> tuple[str, Step]:
     return "normalise", partial(normalise, mean=data.mean, std=data.std)
 
 
-def random_scale(
-    image: Array,
-    label: Array,
-    rng: np.random.Generator,
-    *,
-    scale_range: tuple[float, float],
-    choices: tuple[float, ...] | None = None,
-) -> tuple[Array, Array]:
-    """Resize both by one factor; bilinear image, nearest label.
-
-    The factor is uniform in scale_range or, where there are any, one of the choices.
-    """
-    scale = _draw_scale(rng, scale_range, choices)
-    H, W = label.shape
-    size_wh = (ceil(W * scale), ceil(H * scale))
-    if size_wh == (W, H):
-        return image, label
-    image = cv2.resize(image, size_wh, interpolation=cv2.INTER_LINEAR)
-    return image, cv2.resize(label, size_wh, interpolation=cv2.INTER_NEAREST)
-
-
-def _draw_scale(
-    rng: np.random.Generator, scale_range: tuple[float, float], choices: tuple[float, ...] | None
-) -> float:
-    if choices is None:
-        return rng.uniform(*scale_range)
-    return choices[int(rng.integers(len(choices)))]
-
-
-def random_scale_pillow(
-    image: Array,
-    label: Array,
-    rng: np.random.Generator,
-    *,
-    scale_range: tuple[float, float],
-    choices: tuple[float, ...] | None = None,
-) -> tuple[Array, Array]:
-    """Resize both by one factor, drawn as in random_scale; sizes are truncated."""
-    scale = _draw_scale(rng, scale_range, choices)
-    H, W = label.shape
-    # a picture of a few pixels must not vanish
-    size_hw = (max(int(H * scale), 1), max(int(W * scale), 1))
-    return _resized_pillow(image, label, size_hw)
-
-
-def enlarge_to_crop(
-    image: Array,
-    label: Array,
-    rng: np.random.Generator,  # noqa: ARG001 - the signature of every step
-    *,
-    crop_hw: tuple[int, int],
-) -> tuple[Array, Array]:
-    """Enlarge a picture with a side shorter than the crop until both sides reach it.
-
-    As upstream, to int(factor * size + 1): 128 x 256 becomes 513 x 1025 for a crop of 512 x 1024.
-    """
-    H, W = label.shape
-    if crop_hw[0] <= H and crop_hw[1] <= W:
-        return image, label
-    scale = max(crop_hw[0] / H, crop_hw[1] / W)
-    return _resized_pillow(image, label, (int(scale * H + 1), int(scale * W + 1)))
-
-
-def _resized_pillow(image: Array, label: Array, size_hw: tuple[int, int]) -> tuple[Array, Array]:
-    if size_hw == label.shape:
-        return image, label
-    return (
-        pillow.resize_image(image, size_hw=size_hw),
-        pillow.resize_label(label, size_hw=size_hw),
-    )
-
-
-def pad_to_crop(
-    image: Array,
-    label: Array,
-    rng: np.random.Generator,  # noqa: ARG001 - the signature of every step
-    *,
-    crop_hw: tuple[int, int],
-    ignore_index: int,
-) -> tuple[Array, Array]:
-    """Pad a side shorter than the crop, half at each end: image with 0, label with ignore_index.
-
-    As upstream, (crop - size) // 2 + 1 pixels at each end: one or two more than the crop needs,
-    which leaves random_crop a little freedom.
-    """
-    H, W = label.shape
-    top = (crop_hw[0] - H) // 2 + 1 if crop_hw[0] > H else 0
-    left = (crop_hw[1] - W) // 2 + 1 if crop_hw[1] > W else 0
-    if not top and not left:
-        return image, label
-    border = (top, top, left, left, cv2.BORDER_CONSTANT)
-    padded = cv2.copyMakeBorder(image, *border, value=(0, 0, 0))
-    return padded, cv2.copyMakeBorder(label, *border, value=(ignore_index,))
-
-
-def random_crop(
-    image: Array, label: Array, rng: np.random.Generator, *, crop_hw: tuple[int, int]
-) -> tuple[Array, Array]:
-    """Cut the same window of exactly crop_hw from both, every position equally likely."""
-    H, W = label.shape
-    top = int(rng.integers(H - crop_hw[0] + 1))
-    left = int(rng.integers(W - crop_hw[1] + 1))
-    window = (slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1]))
-    return image[window], label[window]
-
-
-def random_flip(
-    image: Array, label: Array, rng: np.random.Generator, *, probability: float
-) -> tuple[Array, Array]:
-    """Mirror both left to right with the given probability."""
-    if rng.random() >= probability:
-        return image, label
-    return cv2.flip(image, 1), cv2.flip(label, 1)
-
-
 def random_brightness(
     image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
 ) -> tuple[Array, Array]:
     """Multiply the image by one factor, uniform in factor_range."""
-    values = np.arange(256) * rng.uniform(*factor_range)
-    return cv2.LUT(image, _as_bytes(values)), label
+    return cv2.LUT(image, _brightness_table(rng.uniform(*factor_range))), label
 
 
 def random_contrast(
     image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
 ) -> tuple[Array, Array]:
     """Stretch the image's distance to the pivot by one factor, uniform in factor_range."""
-    values = CONTRAST_PIVOT + (np.arange(256) - CONTRAST_PIVOT) * rng.uniform(*factor_range)
-    return cv2.LUT(image, _as_bytes(values)), label
+    return cv2.LUT(image, _contrast_table(rng.uniform(*factor_range))), label
+
+
+def random_tone(
+    image: Array,
+    label: Array,
+    rng: np.random.Generator,
+    *,
+    brightness: tuple[float, float],
+    contrast: tuple[float, float],
+) -> tuple[Array, Array]:
+    """Do random_brightness, then random_contrast, in one look-up per byte."""
+    first = _brightness_table(rng.uniform(*brightness))
+    return cv2.LUT(image, _contrast_table(rng.uniform(*contrast))[first]), label
+
+
+def _brightness_table(factor: float) -> NDArray[np.uint8]:
+    return _as_bytes(np.arange(256) * factor)
+
+
+def _contrast_table(factor: float) -> NDArray[np.uint8]:
+    return _as_bytes(CONTRAST_PIVOT + (np.arange(256) - CONTRAST_PIVOT) * factor)
 
 
 def random_saturation(
@@ -233,24 +175,6 @@ def random_saturation(
     factor = rng.uniform(*factor_range)
     matrix = np.full((3, 3), (1 - factor) / 3) + factor * np.eye(3)
     return cv2.transform(image, matrix), label
-
-
-def _brightness_pillow(
-    image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
-) -> tuple[Array, Array]:
-    return pillow.enhance_brightness(image, factor=rng.uniform(*factor_range)), label
-
-
-def _contrast_pillow(
-    image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
-) -> tuple[Array, Array]:
-    return pillow.enhance_contrast(image, factor=rng.uniform(*factor_range)), label
-
-
-def _saturation_pillow(
-    image: Array, label: Array, rng: np.random.Generator, *, factor_range: tuple[float, float]
-) -> tuple[Array, Array]:
-    return pillow.enhance_colour(image, factor=rng.uniform(*factor_range)), label
 
 
 def normalise(

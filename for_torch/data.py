@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 from torch.utils.data import BatchSampler
 
+from common.allocator import keep_freed_memory
 from common.config import DataConfig
 from common.datasets import Sample, load_samples, read_sample
 from common.errors import DataError, InputError
 from common.sampling import SampleKey, sample_rng, train_batches, val_batches
 from common.transforms import Transform, train_transform, val_transform
+from common.worker_signals import shield_worker
 from for_torch.loading import Loader, SampleDataset, framework_loader, from_array, on_device
 
 
@@ -138,8 +140,13 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def start_worker(worker_id: int) -> None:  # noqa: ARG001 - the signature both loaders call
-    """Keep OpenCV to one thread per loader process: the processes are the parallelism."""
+    """Keep OpenCV to one thread per loader process, and the memory it frees.
+
+    The processes are the parallelism; every sample needs the same large arrays again.
+    """
     cv2.setNumThreads(0)
+    shield_worker()
+    keep_freed_memory()
 
 
 def train_loader(
