@@ -129,6 +129,32 @@ def pixel_accuracy(matrix: Counts) -> float:
     return float(_ratio(hit.sum(), labelled.sum()))
 
 
+def accuracy_per_class(matrix: Counts) -> Scores:
+    """Return each class's share of right pixels among those labelled so; NaN if there are none."""
+    hit, labelled, _ = _totals(matrix, count_void=False)
+    return _ratio(hit, labelled)
+
+
+def mean_accuracy(matrix: Counts) -> float:
+    """Return the mean of the per-class accuracy over the labelled classes; NaN without any."""
+    scores = accuracy_per_class(matrix)
+    scores = scores[~np.isnan(scores)]
+    return float(scores.mean()) if scores.size else float("nan")
+
+
+def kappa(matrix: Counts) -> float:
+    """Return Cohen's kappa over the labelled pixels: agreement beyond what chance would give.
+
+    1 is perfect, 0 what independent draws with the same class frequencies reach; NaN where chance
+    alone agrees everywhere (one class only), or without labelled pixels.
+    """
+    hit, labelled, predicted = _totals(matrix, count_void=False)
+    total = labelled.sum()
+    observed = _ratio(hit.sum(), total)
+    by_chance = _ratio((labelled.astype(np.float64) * predicted).sum(), float(total) ** 2)
+    return float(_ratio(observed - by_chance, 1.0 - by_chance))
+
+
 def frequency_weighted_iou(matrix: Counts, *, smooth: int = 0) -> float:
     """Return the IoU averaged with each class's share of the labelled pixels as its weight."""
     labelled = _totals(matrix, count_void=False)[1]

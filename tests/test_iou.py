@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.iou import (
+    accuracy_per_class,
     check_labels,
     confusion_matrix,
     f1_per_class,
     frequency_weighted_iou,
     image_mean_iou,
     iou_per_class,
+    kappa,
+    mean_accuracy,
     mean_iou,
     pixel_accuracy,
 )
@@ -78,12 +81,29 @@ def test_other_scores_by_hand() -> None:
     expected = (8 * 6 / 10 + 6 * 4 / 7) / 14
     assert frequency_weighted_iou(TOY) == pytest.approx(expected, rel=1e-15)
     np.testing.assert_allclose(f1_per_class(TOY), [12 / 16, 8 / 11, 0.0, np.nan], rtol=1e-15)
+    np.testing.assert_allclose(accuracy_per_class(TOY), [6 / 8, 4 / 6, np.nan, np.nan], rtol=1e-15)
+    assert mean_accuracy(TOY) == pytest.approx((6 / 8 + 4 / 6) / 2, rel=1e-15)
+
+
+def test_kappa_by_hand() -> None:
+    # labels 8, 6 and predictions 8, 5, 1 of 14: by chance (8*8 + 6*5) / 14**2 agree
+    assert kappa(TOY) == pytest.approx((10 / 14 - 94 / 196) / (1 - 94 / 196), rel=1e-14)
+    # two independent halves agree by chance alone; a perfect map is 1; all wrong of two is -1
+    assert kappa(np.array([[5, 5], [5, 5], [9, 9]])) == 0.0
+    assert kappa(np.array([[3, 0], [0, 4], [9, 9]])) == 1.0
+    assert kappa(np.array([[0, 4], [4, 0], [0, 0]])) == -1.0
+    # one class on both sides: chance agrees everywhere, and there is nothing beyond it
+    assert math.isnan(kappa(np.array([[7, 0], [0, 0], [0, 0]])))
+    large = np.array([[2**40, 2**38], [2**37, 2**40], [0, 0]])
+    assert kappa(large) == pytest.approx(kappa(large // 2**30), rel=1e-14)
 
 
 def test_without_any_labelled_pixel_scores_are_nan_and_nothing_warns() -> None:
     empty = np.zeros((4, 3), dtype=np.int64)
     assert math.isnan(mean_iou(empty, absent="skip"))
     assert math.isnan(pixel_accuracy(empty))
+    assert math.isnan(mean_accuracy(empty))
+    assert math.isnan(kappa(empty))
     assert math.isnan(frequency_weighted_iou(empty))
     assert math.isnan(image_mean_iou(empty))
     assert mean_iou(empty, absent="one") == 1.0
@@ -119,6 +139,9 @@ def test_every_public_convention(golden: Path, pair: str) -> None:
     assert pixel_accuracy(matrix) == pytest.approx(paddleseg["acc"], **exact)
     dice = np.nan_to_num(f1_per_class(matrix), nan=0.0)
     assert list(dice) == pytest.approx(paddleseg["class_dice"], **exact)
+    assert kappa(matrix) == pytest.approx(paddleseg["kappa"], **exact)
+    recall = np.nan_to_num(accuracy_per_class(matrix), nan=0.0)
+    assert list(recall) == pytest.approx(paddleseg["class_recall"], **exact)
 
     evaluator = expected["cityscapesscripts"]
     assert list(iou_per_class(matrix)) == pytest.approx(numbers(evaluator["class_iou"]), **exact)

@@ -1,0 +1,279 @@
+"""Evaluates weights with one framework: every picture once over all processes, then the reports.
+
+Written once for both sides; the one that is asked for is imported by name.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.allocator import keep_freed_memory
+from common.classes import CLASS_TABLES
+from common.config import Config
+from common.datasets import Sample, load_samples, read_sample
+from common.errors import DataError
+from common.eval_weights import main_weights
+from common.files import file_digest, write_text
+from common.iou import image_mean_iou
+from common.pictures import palette_of
+from common.provenance import code_digest, git_commit
+from pipeline.display import console
+from pipeline.eval_display import EvalDisplay
+from pipeline.eval_pictures import draw_confusion, draw_errors
+from pipeline.eval_result import (
+    EvalResult,
+    class_table,
+    names_of_classes,
+    number_table,
+    percent,
+    worst_images,
+)
+from pipeline.eval_settings import EvalSettings
+
+MODULES = (
+    "backend",
+    "checkpoints",
+    "models",
+    "data",
+    "metrics",
+    "evaluate",
+    "distributed",
+    "runtime",
+)
+
+
+@dataclass
+class Counted:
+    """What one process has counted."""
+
+    matrix: NDArray[np.int64]
+    times: NDArray[np.int64]
+    """(images,): how often each picture was evaluated here."""
+    image_iou: NDArray[np.float64]
+    """(images,): 0 where it was not evaluated here."""
+    kept: list[tuple[float, int, NDArray[np.uint8]]] = field(
+        default_factory=list[tuple[float, int, NDArray[np.uint8]]]
+    )
+    """Heap of (-mean IoU, image, prediction): the worst pictures of this process."""
+
+
+def run(settings: EvalSettings) -> int:
+    """Evaluate, print the tables, write eval.json and the pictures; return the exit code.
+
+    Raises:
+        InputError: weights, data or output folder cannot be used.
+    """
+    modules = {m: importlib.import_module(f"for_{settings.framework}.{m}") for m in MODULES}
+    side = SimpleNamespace(name=settings.framework, **modules)
+    side.distributed.initialise(settings.device)
+    side.backend.set_device(settings.device)
+    keep_freed_memory()
+    result = evaluate(side, settings)
+    if side.distributed.is_main():
+        report(result, settings)
+    side.distributed.finalise()
+    return 0
+
+
+def evaluate(side: Any, settings: EvalSettings) -> EvalResult:
+    """Evaluate this process's share, add up all processes', draw the worst pictures.
+
+    Args:
+        side: backend, checkpoints, models, data, metrics, evaluate, distributed of one framework.
+        settings: what is evaluated, and how.
+
+    Raises:
+        InputError: weights or data cannot be used.
+    """
+    config = settings.config
+    samples = load_samples(config.data, "val")
+    model = load_model(side, settings)
+    if settings.device == "cpu":
+        # Torch's convolutions are a third faster so; Paddle has no such layout and says so
+        model, _ = side.runtime.to_channels_last(model)
+    counted = Counted(
+        matrix=np.zeros((config.model.classes + 1, config.model.classes), np.int64),
+        times=np.zeros(len(samples), np.int64),
+        image_iou=np.zeros(len(samples)),
+    )
+    started = time.perf_counter()
+    with EvalDisplay(len(samples), enabled=side.distributed.is_main()) as display:
+        for index, matrix, prediction in predictions(side, model, settings, samples):
+            _count(counted, index, matrix, prediction, keep=settings.worst)
+            display.advance(side.distributed.world_size(), at_most=len(samples))
+    total = side.distributed.all_reduce_array
+    times = total(counted.times)
+    if (times != 1).any():
+        wrong = [samples[i].name for i in np.flatnonzero(times != 1)[:3]]
+        raise RuntimeError(
+            f"{(times != 1).sum()} pictures were not evaluated exactly once: {', '.join(wrong)}"
+        )
+    image_iou = total(counted.image_iou)
+    _draw_worst(settings, samples, counted, image_iou)
+    table = CLASS_TABLES.get(config.data.dataset)
+    matrix = total(counted.matrix)
+    return EvalResult(
+        config=config,
+        protocol=settings.protocol,
+        class_names=names_of_classes(table.names if table else None, config.model.classes),
+        matrix=matrix,
+        image_names=tuple(sample.name for sample in samples),
+        image_iou=image_iou,
+        seconds=time.perf_counter() - started,
+        facts=_facts(side, settings, config),
+    )
+
+
+def load_model(side: Any, settings: EvalSettings) -> Any:
+    """Build the network, without the heads that only training uses, and load the weights.
+
+    Raises:
+        WeightsError: the file cannot be read, or does not fit; all that differs is listed.
+    """
+    config = settings.config.model
+    model = side.models.build_model(
+        config.name, classes=config.classes, aux_heads=False, options=config.options
+    )
+    names = {name: array.shape for name, array in side.backend.state_arrays(model).items()}
+    arrays = main_weights(
+        side.checkpoints.read_any(settings.weights),
+        side.checkpoints.model_structure(config.name, classes=config.classes),
+        names,
+        structure_of=lambda name: side.checkpoints.model_structure(name, classes=config.classes),
+    )
+    side.backend.load_arrays(model, arrays)
+    model.eval()
+    return model
+
+
+def predictions(
+    side: Any, model: Any, settings: EvalSettings, samples: list[Sample]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
+    """Yield (index, confusion matrix, (H, W) prediction) of this process's pictures, in order."""
+    config = settings.config
+    places = {sample.name: index for index, sample in enumerate(samples)}
+    if len(places) != len(samples):
+        raise DataError("the validation list names pictures more than once; expected each once")
+    loader = side.data.val_loader(
+        config.data,
+        classes=config.model.classes,
+        batch_size=settings.batch_size,
+        world_size=side.distributed.world_size(),
+        rank=side.distributed.rank(),
+    )
+    for batch in loader:
+        label = batch["label"]
+        predicted = side.evaluate.predict(
+            model,
+            batch["image"],
+            protocol=settings.protocol,
+            size_hw=(label.shape[1], label.shape[2]),
+            max_pixels=settings.max_pixels,
+        )
+        for i, name in enumerate(batch["name"]):
+            confusion = side.metrics.ConfusionMatrix(
+                classes=config.model.classes, ignore_index=config.data.ignore_index
+            )
+            confusion.update(predicted[i : i + 1], label[i : i + 1])
+            shown = side.backend.to_numpy(predicted[i]).astype(np.uint8)
+            yield places[name], confusion.matrix(), shown
+
+
+def _count(
+    counted: Counted,
+    index: int,
+    matrix: NDArray[np.int64],
+    prediction: NDArray[np.uint8],
+    *,
+    keep: int,
+) -> None:
+    own = image_mean_iou(matrix)
+    counted.matrix += matrix
+    counted.times[index] += 1
+    counted.image_iou[index] += own
+    if np.isnan(own) or keep == 0:
+        return
+    # of equals the later one goes, as in worst_images; no two entries share an index
+    heapq.heappush(counted.kept, (-own, -index, prediction))
+    if len(counted.kept) > keep:
+        heapq.heappop(counted.kept)
+
+
+def _draw_worst(
+    settings: EvalSettings,
+    samples: list[Sample],
+    counted: Counted,
+    image_iou: NDArray[np.float64],
+) -> None:
+    """Draw those of the worst pictures that this process has evaluated."""
+    data, classes = settings.config.data, settings.config.model.classes
+    own = {-index: prediction for _, index, prediction in counted.kept}
+    for place, index in enumerate(worst_images(image_iou, settings.worst), start=1):
+        if index not in own:
+            continue
+        image, label = read_sample(samples[index], classes=classes, ignore_index=data.ignore_index)
+        name = samples[index].name
+        draw_errors(
+            settings.out / "worst" / f"{place:02d}_{name.replace('/', '_')}.png",
+            image,
+            label,
+            own[index],
+            palette=palette_of(data, classes=classes),
+            ignore_index=data.ignore_index,
+            text=f"{name.rpartition('/')[2]}, own mIoU {percent(float(image_iou[index]))}",
+        )
+
+
+def _facts(side: Any, settings: EvalSettings, config: Config) -> dict[str, Any]:
+    return {
+        "command": settings.command,
+        "config": settings.config_path.name,
+        "config_digest": config.digest(),
+        "code_digest": code_digest(),
+        "commit": git_commit(),
+        "weights": settings.weights.name,
+        "weights_sha256": file_digest(settings.weights),
+        "model": config.model.name,
+        "dataset": config.data.dataset,
+        "framework": side.name,
+        "versions": side.backend.versions(),
+        "device": settings.device,
+        "processes": side.distributed.world_size(),
+        "max_pixels": settings.max_pixels,
+    }
+
+
+def report(result: EvalResult, settings: EvalSettings) -> None:
+    """Print the tables; write eval.json and the confusion matrix."""
+    console.print(class_table(result))
+    console.print(f"protocol {settings.protocol.text()}", highlight=False, soft_wrap=True)
+    console.print(f"  {settings.protocol.source}", highlight=False, soft_wrap=True)
+    console.print(number_table(result))
+    write_text(settings.out / "eval.json", result.json_text())
+    number = result.numbers()[0]
+    draw_confusion(
+        settings.out / "confusion_matrix.png",
+        result.matrix,
+        result.class_names,
+        title=(
+            f"{settings.config_path.stem}, {settings.weights.name}, {number.protocol}: "
+            f"{number.name} {percent(number.value)}\n({number.convention})"
+        ),
+    )
+    images = len(result.image_names)
+    console.print(
+        f"{images} pictures in {result.seconds:.1f} s, "
+        f"{images / max(result.seconds, 1e-9):.2f} images/s; {settings.out}/eval.json, "
+        f"confusion_matrix.png, worst/",
+        highlight=False,
+        soft_wrap=True,
+    )
