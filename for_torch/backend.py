@@ -7,7 +7,7 @@ canonical (common/weight_names.py).
 from __future__ import annotations
 
 import platform
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -80,6 +80,26 @@ def to_numpy(tensor: Tensor) -> NDArray[Any]:
     return np.array(tensor.detach().cpu().numpy())
 
 
+def host_view(tensor: Tensor) -> NDArray[Any] | None:
+    """Return a CPU tensor's values as an array, detached, without a copy where it can be.
+
+    None for a tensor on another device. The array is for reading: it may share the memory.
+    """
+    return tensor.detach().numpy() if tensor.device.type == "cpu" else None
+
+
+def count_values(index: Tensor, *, size: int) -> Tensor:
+    """Return how often each value occurs, (size,) int64, without waiting for the device.
+
+    Args:
+        index: integer values in 0..size-1, any shape.
+        size: number of values. bincount would ask the device for the largest.
+    """
+    index = index.flatten().to(torch.int64)
+    counts = torch.zeros(size, dtype=torch.int64, device=index.device)
+    return counts.scatter_add(0, index, torch.ones_like(index))
+
+
 def state_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
     """Return copies of all parameters and buffers: canonical name -> array, in model order."""
     return {name: to_numpy(tensor) for name, tensor in _state(model).items()}
@@ -124,6 +144,11 @@ def set_gradients(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
         parameters[name].grad = to_tensor(array)
 
 
+def clear_gradients(model: nn.Module) -> None:
+    """Take every parameter's gradient away, as before the first backward pass."""
+    model.zero_grad(set_to_none=True)
+
+
 def layers_of(model: nn.Module, kind: type) -> list[str]:
     """Return the names of all layers of a class, in model order."""
     return [name for name, layer in model.named_modules() if isinstance(layer, kind)]
@@ -151,6 +176,18 @@ def capture_outputs(model: nn.Module) -> Generator[dict[str, NDArray[Any]], None
 
     with _hooked(model, record):
         yield outputs
+
+
+@contextmanager
+def visit_outputs(
+    model: nn.Module, visit: Callable[[str, Tensor], None]
+) -> Generator[None, None, None]:
+    """Call visit(key, tensor) for what every named sub-layer returns while the context lasts.
+
+    Keys are those of capture_outputs; nothing is kept.
+    """
+    with _hooked(model, visit):
+        yield
 
 
 @contextmanager

@@ -39,6 +39,14 @@ def evaluate(
     return float(side.backend.to_numpy(loss)), side.backend.to_numpy(x.grad)
 
 
+@pytest.fixture(params=["host", "device"])
+def place(side: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test twice: with NumPy's help, and with the operations that another device needs."""
+    if request.param == "device":
+        monkeypatch.setattr(side.losses, "host_view", lambda _tensor: None)
+    return request.param
+
+
 def ohem(side: Any, **options: Any) -> Any:
     return side.losses.OhemCrossEntropy(ignore_index=VOID, **options)
 
@@ -61,6 +69,7 @@ def golden_case(spec: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.i
     return logits, label
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("version", CRITERIA)
 def test_equals_the_original_implementations(
@@ -98,6 +107,7 @@ def test_float32_runs_agree_with_paddleseg(side: Any, golden: Path) -> None:
     assert value == pytest.approx(expected["value"], rel=1e-6, abs=0)
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -128,6 +138,7 @@ def test_rules_by_hand(side: Any, options: dict[str, Any], expected: float) -> N
     assert not gradient[..., 8].any()
 
 
+@pytest.mark.usefixtures("place")
 def test_the_comparison_with_the_threshold_is_strict(side: Any) -> None:
     assert side.losses.hard_loss_of(0.7) == HARD_LOSS
     # both classes equally likely: the loss is exactly ln 2 and the pixel is not hard
@@ -142,6 +153,31 @@ def test_the_comparison_with_the_threshold_is_strict(side: Any) -> None:
         assert value == pytest.approx(expected, rel=1e-15)
 
 
+def test_of_equal_losses_exactly_so_many_are_kept(side: Any, place: str) -> None:
+    # the three hardest of 0.3, four times 0.2, 0.1: 0.3 and two of the four
+    losses = [0.2, 0.1, 0.2, 0.3, 0.2, 0.2]
+    label = np.zeros((1, 1, 6), dtype=np.int64)
+    criterion = ohem(side, rule="valid_fraction", divisor=2)
+    value, gradient = evaluate(side, criterion, one_pixel_losses(losses), label)
+    assert value == pytest.approx((0.3 + 2 * 0.2) / 3, rel=1e-12)
+    kept = gradient[0, 0, 0] != 0
+    assert kept.tolist()[1:4:2] == [False, True]
+    assert kept.sum() == 3
+    if place == "host":
+        assert np.flatnonzero(kept).tolist() == [0, 2, 3]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("divisor", [1, 2, 6])
+def test_a_loss_that_is_nan_is_not_hidden(side: Any, rule: Any, divisor: int) -> None:
+    logits = one_pixel_losses([0.1, 2.0, 0.2, 3.0, 0.1, 0.1])
+    logits[0, 0, 0, 2] = np.nan
+    label = np.zeros((1, 1, 6), dtype=np.int64)
+    value, _ = evaluate(side, ohem(side, rule=rule, divisor=divisor, min_kept=3), logits, label)
+    assert math.isnan(value)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_batch_of_void_gives_zero_and_a_warning(side: Any, rule: Any, dtype: Any) -> None:
@@ -154,6 +190,7 @@ def test_a_batch_of_void_gives_zero_and_a_warning(side: Any, rule: Any, dtype: A
     assert not gradient.any()
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("rule", RULES)
 def test_few_easy_pixels_do_not_give_nan(side: Any, rule: Any) -> None:
     label = np.array([[[0, VOID, VOID]]])
@@ -163,6 +200,7 @@ def test_few_easy_pixels_do_not_give_nan(side: Any, rule: Any) -> None:
     assert gradient[..., 0].any()
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("rule", RULES)
 def test_the_gradient_is_that_of_finite_differences(side: Any, rule: Any) -> None:
     rng = np.random.default_rng(3)
@@ -178,6 +216,7 @@ def test_the_gradient_is_that_of_finite_differences(side: Any, rule: Any) -> Non
     assert (gradient * direction).sum() == pytest.approx((above - below) / (2 * step), rel=1e-6)
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("wrong", "shown"), [(200, "200"), (-1, "-1"), (3, "3")])
 @pytest.mark.parametrize("rule", RULES)
 def test_wrong_labels_are_named(side: Any, rule: Any, wrong: int, shown: str) -> None:

@@ -9,6 +9,14 @@ from common.errors import DataError
 VOID = 255
 
 
+@pytest.fixture(params=["host", "device"])
+def place(side: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test twice: counted by NumPy, and by the operations that another device needs."""
+    if request.param == "device":
+        monkeypatch.setattr(side.metrics, "host_view", lambda _tensor: None)
+    return request.param
+
+
 def counted(side: Any, prediction: Any, label: Any, *, classes: int) -> Any:
     confusion = side.metrics.ConfusionMatrix(classes=classes, ignore_index=VOID)
     to_tensor = side.backend.to_tensor
@@ -16,6 +24,7 @@ def counted(side: Any, prediction: Any, label: Any, *, classes: int) -> Any:
     return confusion
 
 
+@pytest.mark.usefixtures("place")
 def test_counts_by_hand_over_two_updates(side: Any) -> None:
     label = np.array([[[0, 0, 1], [1, VOID, VOID]]])
     prediction = np.array([[[0, 1, 1], [0, 0, 1]]])
@@ -43,6 +52,7 @@ def test_the_first_of_tied_scores_is_predicted(side: Any, dtype: Any) -> None:
     assert matrix[0].tolist() == [1, 1, 1, 0, 0]
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_any_integer_dtype_is_counted(side: Any, dtype: Any) -> None:
     label = np.array([[[1, VOID]]], dtype=np.uint8)
@@ -51,6 +61,7 @@ def test_any_integer_dtype_is_counted(side: Any, dtype: Any) -> None:
     assert matrix.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
+@pytest.mark.usefixtures("place")
 def test_more_pixels_than_float32_can_count(side: Any) -> None:
     # a float32 counter stays at 2**24 when one is added
     already = np.zeros((3, 2), dtype=np.int64)
@@ -63,6 +74,7 @@ def test_more_pixels_than_float32_can_count(side: Any) -> None:
     assert confusion.matrix()[1, 1] == 2**40 + 2**24 + 1
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("pair", ["all_classes", "absent_classes", "uneven_images"])
 def test_equals_the_golden_counts(side: Any, golden: Path, pair: str) -> None:
     with np.load(golden / "metrics/metrics.npz") as arrays:
@@ -96,3 +108,23 @@ def test_a_matrix_of_other_classes_is_not_merged(side: Any) -> None:
     confusion = side.metrics.ConfusionMatrix(classes=3, ignore_index=VOID)
     with pytest.raises(DataError, match=r"shape \(3, 2\) and dtype int64; expected \(4, 3\)"):
         confusion.merge(np.zeros((3, 2), dtype=np.int64))
+
+
+@pytest.mark.parametrize(("prediction", "label"), [(-1, 1), (3, 0), (0, 7), (0, -1)])
+def test_a_device_reports_at_the_end_what_cannot_be_counted(
+    side: Any, monkeypatch: pytest.MonkeyPatch, prediction: int, label: int
+) -> None:
+    monkeypatch.setattr(side.metrics, "host_view", lambda _tensor: None)
+    confusion = counted(side, [[[0, prediction]]], [[[0, label]]], classes=3)
+    with pytest.raises(DataError, match=r"1 pixels could not be counted: expected labels 0\.\.2"):
+        confusion.matrix()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("ignore_index", [3, 254, 4095, 4096, 2**40])
+def test_any_void_value_is_counted_apart(side: Any, ignore_index: int) -> None:
+    confusion = side.metrics.ConfusionMatrix(classes=3, ignore_index=ignore_index)
+    to_tensor = side.backend.to_tensor
+    label = np.array([[[0, ignore_index, 2, ignore_index]]])
+    confusion.update(to_tensor(np.array([[[1, 2, 2, 0]]])), to_tensor(label))
+    assert confusion.matrix().tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 1]]
