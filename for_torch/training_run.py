@@ -1,0 +1,332 @@
+"""A whole training: resuming, data, log, evaluation, checkpoints, stopping.
+
+Every rank runs this; rank 0 alone writes. What one rank learns and all must act on (a signal, a
+loss that is not finite) is agreed on in Trainer.step.
+
+A checkpoint is saved before the evaluation of the same iteration: whoever kills the run during the
+evaluation loses nothing. A run resumed there evaluates first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from common.checkpoint_store import Checkpoint, CheckpointStore
+from common.errors import CheckpointError, InputError, TrainingError
+from common.iou import iou_per_class, mean_iou
+from common.pictures import save_png
+from common.provenance import code_digest, git_commit
+from common.run_log import RunLog, draw_curves
+from common.sinks import open_sinks
+from common.stopping import STOPPED, EarlyStopping, NotFiniteError, StopRequest
+from common.train_settings import AUTO, TrainSettings
+from common.train_state import Progress, check_resumable
+from for_torch.backend import set_device, versions
+from for_torch.data import train_loader
+from for_torch.distributed import (
+    all_reduce_array,
+    barrier,
+    finalise,
+    initialise,
+    is_main,
+    rank,
+    world_size,
+)
+from for_torch.runtime import device_name, peak_memory_mib
+from for_torch.trainer import StepResult, Trainer
+from for_torch.validation import validate
+
+
+def train_command(settings: TrainSettings) -> int:
+    """Train as asked for, and return the exit code: 0 done, STOPPED after a signal.
+
+    Raises:
+        InputError: something the user can mend; NotFiniteError among them.
+    """
+    initialise(settings.device)
+    set_device(settings.device)
+    with StopRequest(repeat_s=2.0) as stop:
+        code = TrainingRun(settings, stop=stop).run()
+    finalise()
+    return code
+
+
+class TrainingRun:
+    """One training from its start, or from a checkpoint, to its end or a stop.
+
+    Args:
+        settings: what is asked for.
+        stop: asked before each iteration.
+    """
+
+    def __init__(self, settings: TrainSettings, *, stop: StopRequest) -> None:
+        train = settings.config.train
+        self.settings, self.config = settings, settings.config
+        self.stop = stop
+        self.total = settings.config.schedule.max_iters
+        self.save_interval = train.save_interval
+        self.eval_interval = train.eval_interval or train.save_interval
+        self.store = CheckpointStore(settings.save_dir, keep=train.keep_checkpoint_max)
+        self.stopping = EarlyStopping(train.patience)
+        self.trainer = Trainer(settings.config, device=settings.device)
+        self.saved = 0
+        """Iteration of the newest checkpoint on disk."""
+        self.evaluated = 0
+        self.samples = 0
+        """Samples in the training set."""
+        self.draws = True
+
+    def run(self) -> int:
+        """Run it; see train_command."""
+        self._resume(self._found_checkpoint())
+        self._prepare_folder()
+        sinks = []
+        if is_main():
+            sinks = open_sinks(
+                self.settings.save_dir,
+                use_vdl=self.settings.use_vdl,
+                use_tensorboard=self.settings.use_tensorboard,
+            )
+        with RunLog(
+            self.settings.save_dir,
+            enabled=is_main(),
+            total_iterations=self.total,
+            start_iteration=self.trainer.iteration,
+            sinks=sinks,
+        ) as log:
+            self.log = log
+            batches = self._batches()
+            self._write_header()
+            try:
+                code = self._iterate(batches)
+                self._draw()
+            except NotFiniteError as error:
+                self._event("not_finite", {"message": str(error)})
+                raise
+            except (RuntimeError, SystemError) as error:
+                # both frameworks raise it wherever the training process is when a worker ends
+                if "DataLoader" not in str(error):
+                    raise
+                raise self._loader_failed(error) from error
+        return code
+
+    def _iterate(self, batches: Iterator[dict[str, Any]]) -> int:
+        trainer = self.trainer
+        if self._evaluation_is_due() and self.evaluated < trainer.iteration:
+            self._evaluate()
+        while trainer.iteration < self.total and not self.stopping.should_stop:
+            started = time.perf_counter()
+            group = [self._next(batches) for _ in range(self.config.train.accumulate)]
+            loaded = time.perf_counter()
+            result = trainer.step(group, stop=self.stop.requested)
+            self._log_step(result, data_s=loaded - started, step_s=time.perf_counter() - loaded)
+            done = trainer.iteration == self.total
+            if done or trainer.iteration % self.save_interval == 0:
+                self._save()
+            if result.stop and not done:
+                return self._stopped()
+            if self._evaluation_is_due():
+                self._evaluate()
+        if self.stopping.should_stop:
+            self._save()
+            best = {"best_miou": self.stopping.best, "best_iteration": self.stopping.best_iteration}
+            self._event("stopped_early", {"patience": self.stopping.patience, **best})
+        return 0
+
+    def _stopped(self) -> int:
+        self._save()
+        number = self.stop.signal
+        reason = number.name if number is not None else "a signal to another process"
+        self._event("stopped", {"signal": reason, "resume": "--resume_model auto"})
+        return STOPPED
+
+    def _found_checkpoint(self) -> Checkpoint | None:
+        asked = self.settings.resume
+        found = self.store.latest() if asked in (None, AUTO) else self.store.load(Path(asked))
+        if asked is None:
+            if found is not None:
+                raise CheckpointError(
+                    f"{self.settings.save_dir} holds a training already, at iteration "
+                    f"{found.iteration}; go on with --resume_model auto, or choose another "
+                    "--save_dir"
+                )
+            return None
+        # every rank has looked by itself: a folder that they do not share would show here
+        own = -1 if found is None else found.iteration
+        if int(all_reduce_array(np.array([own]))[0]) != own * world_size():
+            raise CheckpointError(
+                f"rank {rank()} finds iteration {own} in {self.settings.save_dir}, others find "
+                "another one; all processes must see the same folder"
+            )
+        return found
+
+    def _resume(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            return
+        where = str(checkpoint.folder)
+        progress = Progress.from_meta(checkpoint.meta, where=where)
+        check_resumable(progress, self.config, world_size=world_size(), where=where)
+        self.trainer.restore(checkpoint, progress)
+        self.stopping.load_state_dict(progress.stopping)
+        self.evaluated = progress.evaluated
+        self.saved = progress.iteration
+        self.trainer.warnings += checkpoint.warnings
+
+    def _prepare_folder(self) -> None:
+        # nobody looks for checkpoints any more when the remains of killed runs are removed
+        barrier()
+        if is_main():
+            arrays = self.trainer.evaluated_arrays().values()
+            copies = 2 + (self.trainer.average is not None)
+            self.store.check_writable(expected_bytes=copies * sum(a.nbytes for a in arrays))
+        barrier()
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        config, accumulate = self.config, self.config.train.accumulate
+        loader = train_loader(
+            config.data,
+            classes=config.model.classes,
+            seed=config.train.seed,
+            iterations=self.total * accumulate,
+            start_iteration=self.trainer.iteration * accumulate,
+            world_size=world_size(),
+            rank=rank(),
+        )
+        self.samples = len(cast("Sized", loader.loader.dataset))
+        return iter(loader)
+
+    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return next(batches)
+        except (RuntimeError, SystemError, OSError, EOFError, StopIteration) as error:
+            raise self._loader_failed(error) from error
+
+    def _loader_failed(self, error: BaseException) -> TrainingError:
+        message = (
+            f"no batch for iteration {self.trainer.iteration + 1}: "
+            f"{str(error).strip() or type(error).__name__}\nif a loader process was killed, the "
+            "memory may be short: lower --num_workers, then go on with --resume_model auto"
+        )
+        self._event("loader_failed", {"message": message})
+        return TrainingError(message)
+
+    def _drawn(self) -> int:
+        """Return how many samples all processes have drawn together."""
+        train = self.config.train
+        each = self.config.data.batch_size * train.accumulate
+        return self.trainer.iteration * each * world_size()
+
+    def _log_step(self, result: StepResult, *, data_s: float, step_s: float) -> None:
+        each = self.config.data.batch_size * self.config.train.accumulate
+        self.log.step(images=each * world_size(), data_s=data_s, step_s=step_s)
+        iteration = self.trainer.iteration
+        if iteration % self.config.train.log_interval and iteration < self.total:
+            return
+        terms = result.terms
+        if math.isfinite(result.grad_norm):
+            terms = {**terms, "grad_norm": result.grad_norm}
+        self.log.train(
+            iteration,
+            epoch=(self._drawn() - 1) // self.samples,
+            terms=terms,
+            lr=result.rates,
+            memory_mib=peak_memory_mib(self.settings.device),
+        )
+
+    def _progress(self) -> Progress:
+        return self.trainer.progress(
+            samples=self._drawn(),
+            epoch=self._drawn() // self.samples,
+            stopping=self.stopping.state_dict(),
+            evaluated=self.evaluated,
+        )
+
+    def _save(self) -> None:
+        """Save the state, unless this very iteration is on disk already."""
+        iteration = self.trainer.iteration
+        if self.saved == iteration:
+            return
+        if is_main():
+            meta = self._progress().as_meta()
+            folder = self.store.save(iteration, self.trainer.files(), meta=meta)
+            self.trainer.last_checkpoint = str(folder)
+            self._event("checkpoint", {"folder": folder.name})
+        self.saved = iteration
+
+    def _evaluation_is_due(self) -> bool:
+        iteration = self.trainer.iteration
+        at_interval = iteration > 0 and iteration % self.eval_interval == 0
+        return self.settings.do_eval and (at_interval or iteration == self.total)
+
+    def _evaluate(self) -> None:
+        """Evaluate on all ranks; keep the best weights and show the first sample."""
+        rule, started = self.config.eval, time.perf_counter()
+        model = self.trainer.evaluation_model()
+        found = validate(model, self.config, image_of=self.trainer.image)
+        miou = mean_iou(found.matrix, absent=rule.absent, count_void=rule.count_void)
+        self.evaluated = self.trainer.iteration
+        better = self.stopping.update(miou, iteration=self.evaluated)
+        if not is_main():
+            return
+        if better:
+            meta = self._progress().as_meta()
+            self.store.save_best(self.evaluated, self.trainer.best_files(), miou=miou, meta=meta)
+        classes = iou_per_class(found.matrix, count_void=rule.count_void)
+        facts = {
+            "best_miou": self.stopping.best,
+            "best_iteration": self.stopping.best_iteration,
+            "absent": rule.absent,
+            "count_void": rule.count_void,
+            "iou": [None if np.isnan(value) else float(value) for value in classes],
+            "seconds": time.perf_counter() - started,
+        }
+        self.log.evaluation(self.evaluated, miou=miou, facts=facts)
+        if found.picture is not None:
+            name = f"iter_{self.evaluated:06d}.png"
+            save_png(self.settings.save_dir / "predictions" / name, found.picture)
+            for sink in self.log.sinks:
+                sink.image("prediction", found.picture, self.evaluated)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the curves, once there is something to draw; a run does not end for a picture."""
+        if not is_main() or not self.draws:
+            return
+        if self.trainer.iteration < self.config.train.log_interval:
+            return
+        try:
+            draw_curves(self.log.path, self.settings.save_dir / "curves.png")
+        except InputError as error:
+            self.draws = False
+            self._event("warning", {"message": f"no curves are drawn: {error}"})
+
+    def _event(self, kind: str, facts: dict[str, Any]) -> None:
+        self.log.event(kind, self.trainer.iteration, facts)
+
+    def _write_header(self) -> None:
+        config, train = self.config, self.config.train
+        self.log.header(
+            command=self.settings.command,
+            config_digest=config.digest(),
+            code_digest=code_digest(),
+            commit=git_commit(),
+            versions=versions(),
+            parity=self.settings.parity,
+            world_size=world_size(),
+            facts={
+                "device": device_name(self.settings.device),
+                "precision": train.precision,
+                "seed": train.seed,
+                "global_batch": config.data.batch_size * train.accumulate * world_size(),
+                "start": self.trainer.start.text(),
+                "samples": self.samples,
+            },
+        )
+        for warning in self.trainer.warnings:
+            self._event("warning", {"message": warning})
