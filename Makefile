@@ -25,7 +25,7 @@ endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: verify audit test lint clean
+.PHONY: verify audit test test_torch test_paddle lint clean
 
 $(STAMP): $(REQUIREMENTS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,10 +45,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# one framework per process: the tests in tests/sides run once on each side
+# one framework per process: the tests in tests/sides run once on each side, both at the same time
 test: lint
 	$(BIN)/pytest -q
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test_torch test_paddle
+
+test_torch: $(STAMP)
 	$(BIN)/pytest -q tests/sides --side torch
+
+test_paddle: $(STAMP)
 	$(BIN)/pytest -q tests/sides --side paddle
 else
 # linters and the tests without Paddle run in .venv alone

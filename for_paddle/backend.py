@@ -159,7 +159,9 @@ def set_gradients(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def clear_gradients(model: nn.Layer) -> None:
     """Take every parameter's gradient away, as before the first backward pass."""
-    model.clear_gradients(set_to_zero=False)
+    for parameter in model.parameters():
+        # Layer.clear_gradients has no set_to_zero in Paddle 2.6
+        parameter.clear_gradient(set_to_zero=False)
 
 
 def layers_of(model: nn.Layer, kind: type) -> list[str]:
