@@ -158,7 +158,7 @@ def set_gradients(model: nn.Layer, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def clear_gradients(model: nn.Layer) -> None:
-    """Take every parameter's gradient away, as before the first backward pass."""
+    """Let the next backward pass start anew; what is left of a gradient is zero or absent."""
     for parameter in model.parameters():
         # Layer.clear_gradients has no set_to_zero in Paddle 2.6
         parameter.clear_gradient(set_to_zero=False)

@@ -145,7 +145,7 @@ def set_gradients(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def clear_gradients(model: nn.Module) -> None:
-    """Take every parameter's gradient away, as before the first backward pass."""
+    """Let the next backward pass start anew; what is left of a gradient is zero or absent."""
     model.zero_grad(set_to_none=True)
 
 
