@@ -52,7 +52,13 @@ class Checkpoint:
 
 
 def checkpoint_from(
-    content: object, *, where: str, paddle: bool = False, counted: bool = False, model: str = ""
+    content: object,
+    *,
+    where: str,
+    paddle: bool = False,
+    counted: bool = False,
+    model: str = "",
+    widened: int = 0,
 ) -> Checkpoint:
     """Unwrap, flatten and rename what a weights file holds.
 
@@ -62,12 +68,15 @@ def checkpoint_from(
         paddle: names and layout are Paddle's.
         counted: the file type keeps batch counters.
         model: name of our model the file was written for, if known.
+        widened: number of bfloat16 tensors in it that were read as float32.
 
     Raises:
         WeightsError: there is no state dict in it, entries are no weights, two names become one,
             or aliases of one tensor disagree; all are listed.
     """
     notes: list[str] = []
+    if widened:
+        notes.append(f"{widened} bfloat16 tensors are float32 now, which holds them exactly")
     flat = _only_arrays(_flattened(_unwrapped(content, where, notes), notes), where)
     flat = _without_prefixes(flat, notes)
     if paddle:
@@ -82,9 +91,12 @@ def checkpoint_from(
         f"  {name}: {array.dtype}" for name, array in arrays.items() if array.dtype.kind != "f"
     ]
     if wrong:
+        # to numpy, Paddle's bfloat16 are uint16
+        half = paddle and any(array.dtype == np.uint16 for array in arrays.values())
+        how = ". Paddle keeps bfloat16 as uint16, not to be told from integers: save float32"
         raise WeightsError(
             f"{where}: {len(wrong)} entries are not of a floating type; expected float16, float32 "
-            "or float64 weights\n" + "\n".join(wrong)
+            f"or float64 weights{how if half else ''}\n" + "\n".join(wrong)
         )
     counters = {name: array for name, array in flat.items() if is_batch_counter(name)}
     return Checkpoint(where, arrays, counters, tuple(notes), counted, model)

@@ -7,20 +7,21 @@ outside the backbone when only that is asked for; those are listed, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from common.checkpoints import Array, Checkpoint
 from common.errors import WeightsError
-from common.published import UNKNOWN, Origin, backbone_of, recognise
+from common.published import Origin, backbone_of, recognise
 from common.weight_names import BATCH_COUNTER
-from common.weights import check_names_and_shapes, read_checkpoint
+from common.weights import check_names_and_shapes
 
 ABN_EPS = np.float32(1e-5)
 """What InPlaceABN adds to the absolute value of its weight (golden: inplace_abn_layer)."""
+PLAIN_TWINS = {"bisenetv1_2020": "bisenetv1_fp16_2020", "bisenetv1_diss": "bisenetv1_diss_bn"}
+"""Model with InPlaceABN -> the same with plain BatchNorm in its place; the others have none."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def fit(
         structure: the model.
         source_abn: weights of the file that are InPlaceABN's; None if nobody knows, and then they
             are taken to be what the model expects.
-        new_classes: True leaves out last layers of another number of classes.
+        new_classes: True leaves out last layers of another number of classes, and accepts a file
+            that has none of them.
         backbone_only: True takes the pretrained part only.
 
     Raises:
@@ -88,19 +90,27 @@ def fit(
         other = _other_classes(arrays, structure)
         skipped += tuple(f"{name}, {arrays[name].shape}, last layer" for name in other)
         arrays = {name: array for name, array in arrays.items() if name not in other}
-        expected = {name: shape for name, shape in expected.items() if name not in other}
+        without = structure.class_dependent
+        # some of them missing is damage; all of them were left out on purpose
+        left_out = without if without.isdisjoint(checkpoint.arrays) else other
+        expected = {name: shape for name, shape in expected.items() if name not in left_out}
     check_names_and_shapes(
-        expected, arrays, hint=_hint(checkpoint, origin, structure, backbone_only)
+        expected,
+        arrays,
+        hint=_hint(checkpoint, origin, structure, backbone_only),
+        counters=_counters(checkpoint, origin, structure, backbone_only),
     )
     arrays = {name: arrays[name] for name in expected}
     folded, raw = _gammas(arrays, structure, source_abn)
     if raw and not backbone_only:
         raise WeightsError(
             f"the file has plain BatchNorm where {structure.model} has InPlaceABN, which reads "
-            f"|weight| + 1e-5; expected the plain twin of the model. {len(raw)} layers differ\n"
+            f"|weight| + 1e-5; {_plain_twin(structure.model)}. {len(raw)} layers differ\n"
             + "\n".join(f"  {name}" for name in raw)
         )
     notes = _gamma_notes(arrays, structure, origin, folded, raw, known=source_abn is not None)
+    if backbone_only and origin.remark and not origin.models:
+        notes = (f"{origin.title}: {origin.remark}", *notes)
     arrays |= {name: plain_gamma(arrays[name]) for name in folded}
     absent = tuple(name for name in structure.shapes if name not in arrays)
     return Fitted(origin, arrays, folded, skipped, absent, notes)
@@ -119,6 +129,23 @@ def inplace_abn_weights(checkpoint: Checkpoint, origin: Origin) -> frozenset[str
         if name.rpartition(".")[2] == "running_mean"
         and f"{name.removesuffix('running_mean')}{BATCH_COUNTER}" not in checkpoint.counters
     )
+
+
+def source_abn(
+    checkpoint: Checkpoint, structure: Structure, *, structure_of: Callable[[str], Structure]
+) -> frozenset[str] | None:
+    """Return which weights of a file are InPlaceABN's, or None if nobody knows.
+
+    Args:
+        checkpoint: as read; if it names the model it was written for, that model decides.
+        structure: the model it is meant for.
+        structure_of: returns the structure of any of our models, by name.
+    """
+    if not checkpoint.model:
+        return inplace_abn_weights(checkpoint, recognise(checkpoint, model=structure.model))
+    if checkpoint.model == structure.model:
+        return structure.inplace_abn
+    return structure_of(checkpoint.model).inplace_abn
 
 
 def plain_gamma(weight: Array) -> Array:
@@ -153,31 +180,6 @@ def select_backbone(
     return found, tuple(skipped)
 
 
-def read_backbone(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Read pretrained backbone weights for a model; the rest keeps its initialisation.
-
-    Args:
-        path: a .safetensors or .pdparams file: ImageNet weights of ResNet18 or STDC, BiSeNetV2's
-            backbone, or a whole network's weights, of which the backbone is taken. A .pth is
-            converted first (``bisenet convert --backbone-only``).
-        shapes: the model's canonical names and shapes.
-
-    Returns:
-        Canonical name -> array, part of ``shapes``; nothing but what no published backbone has is
-        missing.
-
-    Raises:
-        WeightsError: the file cannot be read or does not fit; everything that differs is listed.
-    """
-    checkpoint = read_checkpoint(path)
-    origin = recognise(checkpoint, model="")
-    arrays, _ = select_backbone(checkpoint.arrays, shapes, origin=origin)
-    expected = _backbone_shapes(shapes, arrays)
-    what = "" if origin is UNKNOWN else f"; the file is {origin.title}"
-    check_names_and_shapes(expected, arrays, hint=f"{path}: expected the model's backbone{what}")
-    return {name: arrays[name] for name in expected}
-
-
 def _backbone_shapes(
     shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]
 ) -> dict[str, tuple[int, ...]]:
@@ -204,6 +206,26 @@ def _other_classes(arrays: Mapping[str, Array], structure: Structure) -> list[st
         and arrays[name].shape[1:] == structure.shapes[name][1:]
         and arrays[name].shape != structure.shapes[name]
     ]
+
+
+def _counters(
+    checkpoint: Checkpoint, origin: Origin, structure: Structure, backbone_only: bool
+) -> dict[str, Array]:
+    """Return the batch counters that have to be the model's: of the backbone, or all."""
+    if not backbone_only:
+        return checkpoint.counters
+    prefixes = backbone_of(list(structure.shapes)).prefixes
+    return {
+        origin.prefix + name: array
+        for name, array in checkpoint.counters.items()
+        if (origin.prefix + name).startswith(prefixes) and not name.startswith(origin.drops)
+    }
+
+
+def _plain_twin(model: str) -> str:
+    if model in PLAIN_TWINS:
+        return f"expected --model {PLAIN_TWINS[model]}, its plain twin"
+    return "no model here has plain BatchNorm in its place"
 
 
 def _hint(checkpoint: Checkpoint, origin: Origin, structure: Structure, backbone_only: bool) -> str:

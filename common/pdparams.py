@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
@@ -26,10 +27,15 @@ PROTOCOL = 4
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 BYTE_ORDERS = ("<", ">", "=", "|")
+MODEL_KEY = "bisenet.model"
+"""A text beside the arrays: the model the file was written for. paddle.load hands it on, and
+set_state_dict returns it among the unexpected keys, without a warning."""
 MAX_DEPTH = 8
 """Nesting of dictionaries and lists; a real file has three levels."""
 MAX_ITEMS = 1_000_000
 """Values in all dictionaries and lists; a few references can stand for billions of them."""
+MAX_OPCODES = 4 * MAX_ITEMS
+"""Instructions of the pickle; a real file has about 30 per array."""
 
 
 class RefusedContentError(Exception):
@@ -50,6 +56,7 @@ def decode(content: bytes, *, where: str) -> object:
         raise WeightsError(f"{where}: the weights file is empty; write or download it again")
     stream = io.BytesIO(content)
     try:
+        _check_opcodes(content)
         loaded = _PlainUnpickler(stream, encoding="latin1").load()
         rest = len(content) - stream.tell()
         if rest:
@@ -68,13 +75,29 @@ def decode(content: bytes, *, where: str) -> object:
         ) from None
 
 
-def encode(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def without_model(content: object) -> tuple[object, str]:
+    """Split what decode returned into the rest and the model that encode has put beside it.
+
+    Returns:
+        The content without MODEL_KEY and the model's name; the content unchanged and an empty text
+        if it names none. What is no text under that key stays, for the reader to refuse.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get(MODEL_KEY), str):
+        return content, ""
+    rest = dict(content)
+    return rest, rest.pop(MODEL_KEY)
+
+
+def encode(arrays: Mapping[str, NDArray[Any]], *, model: str = "") -> bytes:
     """Return the bytes that paddle.load reads as a state dict.
 
     Args:
         arrays: Paddle's names -> arrays in Paddle's layout.
+        model: name of our model, kept under MODEL_KEY; empty leaves the key out.
     """
-    state = {name: np.array(array, order="C") for name, array in arrays.items()}
+    state: dict[str, object] = {name: np.array(array, order="C") for name, array in arrays.items()}
+    if model:
+        state[MODEL_KEY] = model
     return pickle.dumps(state, protocol=PROTOCOL)
 
 
@@ -202,6 +225,18 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> Any:
         raise RefusedContentError(f"it asks for the outside object {pid!r}")
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuse what costs more than the file's size: the unpickler's memo is a list, by index."""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if number >= MAX_OPCODES:
+            raise RefusedContentError(f"it has over {MAX_OPCODES} instructions")
+        if opcode.name in _PUTS and not 0 <= int(argument or 0) <= len(content):
+            raise RefusedContentError(f"it numbers an object {argument}, in {len(content)} bytes")
+
+
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 def _plain(value: object, counter: Iterator[int], *, depth: int) -> object:

@@ -9,7 +9,7 @@ model it belongs to, what its backbone's names lack, and why it cannot be loaded
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.checkpoints import Checkpoint
 
@@ -223,11 +223,24 @@ def recognise(checkpoint: Checkpoint, *, model: str) -> Origin:
             without batch counters may be of an InPlaceABN model or its plain twin).
 
     Returns:
-        A row of ORIGINS, or UNKNOWN.
+        A row of ORIGINS, its title naming the twin as well where nothing tells the two apart;
+        a row made for a file of ours whose names are in none; or UNKNOWN.
     """
     found = [origin for origin in ORIGINS if _matches(origin, checkpoint)]
+    # names that none of our models has decide, whatever model is asked for
+    foreign = [o for o in found if not o.models]
     preferred = [o for o in found if (checkpoint.model or model) in o.models]
-    return next(iter([*preferred, *found]), UNKNOWN)
+    own = Origin(f"written for our {checkpoint.model}", (checkpoint.model,), has=())
+    unknown = own if checkpoint.model else UNKNOWN
+    origin = next(iter([*foreign, *preferred, *found]), unknown)
+    if checkpoint.model or origin.counters is None:
+        return origin
+    twins = [
+        o.title
+        for o in found
+        if (o.has, o.lacks) == (origin.has, origin.lacks) and o.counters is not origin.counters
+    ]
+    return replace(origin, title=", or ".join([origin.title, *twins]))
 
 
 def backbone_of(names: Sequence[str]) -> Backbone:

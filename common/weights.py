@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from common import pdparams
 from common.checkpoints import Checkpoint, checkpoint_from
 from common.errors import WeightsError
 from common.files import atomic_path
-from common.weight_names import canonical_to_paddle, is_batch_counter, turn_linear
+from common.weight_names import BATCH_COUNTER, canonical_to_paddle, is_batch_counter, turn_linear
 
 SUFFIX = ".safetensors"
 PADDLE_SUFFIX = ".pdparams"
@@ -29,7 +29,16 @@ SUFFIXES = (SUFFIX, PADDLE_SUFFIX)
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
 """Files of torch.save; STDC's ImageNet weights are called .tar."""
 
-_MODEL_KEY = "bisenet.model"
+_MODEL_KEY = pdparams.MODEL_KEY
+_BFLOAT16 = "BF16"
+_DTYPES = {
+    **{f"F{8 * n}": f"<f{n}" for n in (2, 4, 8)},
+    **{f"I{8 * n}": f"<i{n}" for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": f"<u{n}" for n in (1, 2, 4, 8)},
+    "BOOL": "?",
+    _BFLOAT16: "<u2",
+}
+"""What safetensors calls the types that numpy has, and bfloat16's bits."""
 
 
 def read_weights(path: Path) -> dict[str, NDArray[Any]]:
@@ -47,17 +56,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     _require_suffix(path)
     content = _read_bytes(path)
     if path.suffix == PADDLE_SUFFIX:
-        return checkpoint_from(
-            pdparams.decode(content, where=str(path)), where=str(path), paddle=True
-        )
+        state, model = pdparams.without_model(pdparams.decode(content, where=str(path)))
+        return checkpoint_from(state, where=str(path), paddle=True, model=model)
     try:
-        arrays = load(content)
-    except (SafetensorError, KeyError) as error:
+        entries = deserialize(content)
+    except SafetensorError as error:
         raise WeightsError(
             f"{path}: truncated or damaged, {len(content)} bytes do not hold what its header says "
             f"({error}); write or download it again"
         ) from None
-    return checkpoint_from(arrays, where=str(path), model=_model_of(content))
+    others = [f"  {name}: {e['dtype']}" for name, e in entries if e["dtype"] not in _DTYPES]
+    if others:
+        raise WeightsError(
+            f"{path}: {len(others)} tensors are of a type that is not read here; expected F16, "
+            "BF16, F32 or F64\n" + "\n".join(others)
+        )
+    return checkpoint_from(
+        {name: _array(entry) for name, entry in entries},
+        where=str(path),
+        model=_model_of(content),
+        widened=sum(entry["dtype"] == _BFLOAT16 for _, entry in entries),
+    )
 
 
 def write_weights(path: Path, arrays: Mapping[str, NDArray[Any]], *, model: str = "") -> None:
@@ -66,7 +85,7 @@ def write_weights(path: Path, arrays: Mapping[str, NDArray[Any]], *, model: str 
     Args:
         path: where; .safetensors or .pdparams. Its folder is made if need be.
         arrays: canonical name -> array; batch counters are not written.
-        model: name of our model, kept in a .safetensors.
+        model: name of our model, kept in the file; empty if unknown.
 
     Raises:
         WeightsError: the path has another suffix.
@@ -76,7 +95,8 @@ def write_weights(path: Path, arrays: Mapping[str, NDArray[Any]], *, model: str 
     weights = {name: array for name, array in arrays.items() if not is_batch_counter(name)}
     if path.suffix == PADDLE_SUFFIX:
         content = pdparams.encode(
-            {canonical_to_paddle(name): turn_linear(name, a) for name, a in weights.items()}
+            {canonical_to_paddle(name): turn_linear(name, a) for name, a in weights.items()},
+            model=model,
         )
     else:
         metadata = {_MODEL_KEY: model} if model else None
@@ -92,6 +112,7 @@ def check_names_and_shapes(
     arrays: Mapping[str, NDArray[Any]],
     *,
     hint: str = "expected the same model and number of classes",
+    counters: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Require that arrays hold exactly the expected names with the expected shapes.
 
@@ -99,10 +120,12 @@ def check_names_and_shapes(
         expected: the model's canonical names and shapes.
         arrays: what was read; batch counters (num_batches_tracked) are passed over.
         hint: what to do about it, put into the message.
+        counters: batch counters that are to be scalars beside a running mean of the model.
 
     Raises:
         WeightsError: listing every missing, left-over and misshapen name.
     """
+    counters = counters or {}
     problems = [
         f"  missing: {name}, {shape}" for name, shape in expected.items() if name not in arrays
     ]
@@ -116,9 +139,15 @@ def check_names_and_shapes(
         for name, shape in expected.items()
         if name in arrays and tuple(arrays[name].shape) != shape
     ]
+    for name, array in counters.items():
+        if f"{name.removesuffix(BATCH_COUNTER)}running_mean" not in expected:
+            problems.append(f"  left over: {name}, {tuple(array.shape)}")
+        elif array.shape != ():
+            problems.append(f"  shape: {name} is {tuple(array.shape)}, the model has ()")
     if problems:
+        names = expected.keys() | {n for n in arrays if not is_batch_counter(n)} | counters.keys()
         raise WeightsError(
-            f"the weights do not fit the model, {len(problems)} of {len(expected)} names differ; "
+            f"the weights do not fit the model, {len(problems)} of {len(names)} names differ; "
             f"{hint}\n" + "\n".join(problems)
         )
 
@@ -133,6 +162,14 @@ def _read_bytes(path: Path) -> bytes:
     if not content:
         raise WeightsError(f"{path}: the weights file is empty; write or download it again")
     return content
+
+
+def _array(entry: dict[str, Any]) -> NDArray[Any]:
+    """Return a tensor of a .safetensors; bfloat16 as float32, which holds its values exactly."""
+    flat = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]])
+    if entry["dtype"] == _BFLOAT16:
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat.reshape(entry["shape"])
 
 
 def _model_of(safetensors: bytes) -> str:

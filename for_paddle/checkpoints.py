@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.checkpoints import Array, Checkpoint
+from common.errors import WeightsError
 from common.fitting import Structure
-from common.weights import read_checkpoint, write_weights
+from common.weights import PADDLE_SUFFIX, TORCH_SUFFIXES, read_checkpoint, write_weights
 from for_paddle.backend import state_arrays
-from for_paddle.layers import InPlaceABN
 from for_paddle.models import build_model
+from for_paddle.norm import InPlaceABN
 
 
 def read_own(path: Path) -> Checkpoint:
@@ -21,6 +22,22 @@ def read_own(path: Path) -> Checkpoint:
         WeightsError: the file is missing, truncated, damaged, or refused because it holds more
             than data.
     """
+    return read_checkpoint(path)
+
+
+def read_any(path: Path) -> Checkpoint:
+    """Read a weights file of any origin: .safetensors or .pdparams.
+
+    Raises:
+        WeightsError: the file is missing, of another type (torch.save's has to be converted
+            first), truncated, damaged, or refused because it holds more than data.
+    """
+    if path.suffix in TORCH_SUFFIXES:
+        raise WeightsError(
+            f"{path}: a file of torch.save, which only torch reads. Convert it first: bisenet "
+            f"convert {path.name} {path.with_suffix(PADDLE_SUFFIX).name} --model NAME, with "
+            "--backbone-only if it is a backbone"
+        )
     return read_checkpoint(path)
 
 

@@ -4,12 +4,17 @@
 
 One framework suffices, in this process: torch where a .pth is read or written, whichever is
 installed otherwise (it only tells what the model consists of).
+
+A model's weights come back to the bit from any way through the three formats (bfloat16 ones as
+float32, which holds them exactly). Batch counters do not: only a .pth is written
+with them, so that after a way through another format they are written as 0; both are reported.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from common.checkpoints import Array, Checkpoint, with_aliases
-from common.errors import InputError
-from common.fitting import Fitted, Structure, fit, inplace_abn_weights
-from common.published import Origin, recognise
+from common.errors import InputError, WeightsError
+from common.fitting import Fitted, Structure, fit, source_abn
+from common.published import Origin
 from common.weight_names import is_batch_counter
-from common.weights import SUFFIXES, TORCH_SUFFIXES, read_checkpoint, write_weights
+from common.weights import SUFFIXES, TORCH_SUFFIXES, write_weights
 
 DEFAULT_CLASSES = 19
 """Assumed until the file's last layer has told (Cityscapes)."""
+MAX_CLASSES = 65536
+"""More than any label image can tell apart; a file that claims more must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,8 @@ def convert(
         source: .pth, .pt, .tar (of torch.save), .safetensors or .pdparams.
         target: .pth, .safetensors or .pdparams; replaced only by a complete file.
         model: name of our model.
-        classes: number of classes of the model. Last layers of another number in the file are
-            left out and listed. None: as many as the file has.
+        classes: number of classes of the model, 1 to MAX_CLASSES. Last layers of another number
+            in the file are left out and listed. None: as many as the file has.
         backbone_only: take the pretrained part only; the rest is left out and listed.
 
     Raises:
@@ -101,21 +108,35 @@ def convert(
     for path, suffixes in ((source, (*SUFFIXES, *TORCH_SUFFIXES)), (target, (*SUFFIXES, ".pth"))):
         if path.suffix not in suffixes:
             raise InputError(f"{path}: type {path.suffix!r}; expected {', '.join(suffixes)}")
-    if classes is not None and classes < 1:
-        raise InputError(f"--classes {classes}: expected at least 1")
+    if classes is not None and not 1 <= classes <= MAX_CLASSES:
+        raise InputError(f"--classes {classes}: expected 1 to {MAX_CLASSES}")
+    # pathlib raises on names that are too long
+    if os.path.isdir(target):  # noqa: PTH112
+        raise InputError(f"{target}: is a folder; expected the name of a file to write")
     checkpoints = _checkpoints(
         torch_needed=bool({source.suffix, target.suffix} & {*TORCH_SUFFIXES})
     )
-    checkpoint = _read(checkpoints, source)
+    checkpoint: Checkpoint = checkpoints.read_any(source)
     structure = _structure(checkpoints, checkpoint, model, classes)
     fitted = fit(
         checkpoint,
         structure,
-        source_abn=_source_abn(checkpoints, checkpoint, structure),
+        source_abn=source_abn(
+            checkpoint,
+            structure,
+            structure_of=lambda name: checkpoints.model_structure(name, classes=structure.classes),
+        ),
         new_classes=classes is not None,
         backbone_only=backbone_only,
     )
-    dropped = _write(checkpoints, target, checkpoint, structure, fitted)
+    try:
+        dropped, zeroed = _write(checkpoints, target, checkpoint, structure, fitted)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; no file was changed. Make room, or "
+            "choose another folder"
+        ) from None
+    zero_note = f"{zeroed} batch counters are written as 0: the source has none for them"
     return ConversionReport(
         source=source,
         target=target,
@@ -128,7 +149,7 @@ def convert(
         folded=fitted.folded,
         skipped=fitted.skipped,
         absent=fitted.absent,
-        notes=(*checkpoint.notes, *fitted.notes),
+        notes=(*checkpoint.notes, *fitted.notes, *((zero_note,) if zeroed else ())),
     )
 
 
@@ -144,13 +165,6 @@ def _checkpoints(*, torch_needed: bool) -> Any:
     return importlib.import_module("for_paddle.checkpoints")
 
 
-def _read(checkpoints: Any, source: Path) -> Checkpoint:
-    if source.suffix in TORCH_SUFFIXES:
-        checkpoint: Checkpoint = checkpoints.read_own(source)
-        return checkpoint
-    return read_checkpoint(source)
-
-
 def _structure(
     checkpoints: Any, checkpoint: Checkpoint, model: str, classes: int | None
 ) -> Structure:
@@ -160,33 +174,30 @@ def _structure(
         for name in structure.class_dependent
         if name in checkpoint.arrays and checkpoint.arrays[name].ndim
     }
+    impossible = sorted(number for number in found if not 1 <= number <= MAX_CLASSES)
+    if impossible:
+        raise WeightsError(
+            f"{checkpoint.where}: its last layers are for {impossible[0]} classes; expected 1 to "
+            f"{MAX_CLASSES}"
+        )
     # several numbers are an error that the comparison of shapes will list
     if classes is None and len(found) == 1 and found != {structure.classes}:
         structure = checkpoints.model_structure(model, classes=found.pop())
     return structure
 
 
-def _source_abn(
-    checkpoints: Any, checkpoint: Checkpoint, structure: Structure
-) -> frozenset[str] | None:
-    """Return which weights of the file are InPlaceABN's, or None if nobody knows."""
-    if not checkpoint.model:
-        return inplace_abn_weights(checkpoint, recognise(checkpoint, model=structure.model))
-    if checkpoint.model == structure.model:
-        return structure.inplace_abn
-    written_for: Structure = checkpoints.model_structure(
-        checkpoint.model, classes=structure.classes
-    )
-    return written_for.inplace_abn
-
-
 def _write(
     checkpoints: Any, target: Path, checkpoint: Checkpoint, structure: Structure, fitted: Fitted
-) -> int:
-    """Write the target; return how many batch counters of the source it does not hold."""
+) -> tuple[int, int]:
+    """Write the target.
+
+    Returns:
+        How many batch counters of the source it does not hold, and how many it holds as 0 that
+        the source does not have.
+    """
     if target.suffix not in TORCH_SUFFIXES:
         write_weights(target, fitted.arrays, model=structure.model)
-        return len(checkpoint.counters)
+        return len(checkpoint.counters), 0
     counters = {fitted.origin.prefix + name: a for name, a in checkpoint.counters.items()}
     state: dict[str, Array] = {}
     for name in structure.names:
@@ -195,7 +206,8 @@ def _write(
         elif is_batch_counter(name) and _weight_beside(name) in fitted.arrays:
             state[name] = counters.get(name, np.array(0, dtype=np.int64))
     checkpoints.write_own(target, with_aliases(state))
-    return len(counters.keys() - state.keys())
+    written = {name for name in state if is_batch_counter(name)}
+    return len(counters.keys() - written), len(written - counters.keys())
 
 
 def _weight_beside(counter: str) -> str:

@@ -1,6 +1,7 @@
 """Files of any origin: unwrapped, recognised, renamed, fitted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from common.checkpoints import Checkpoint, checkpoint_from, with_aliases
 from common.errors import WeightsError
-from common.fitting import Structure, fit, inplace_abn_weights, plain_gamma, read_backbone
+from common.fitting import Structure, fit, inplace_abn_weights, plain_gamma
 from common.published import UNKNOWN, recognise
 from common.weight_names import is_batch_counter
-from common.weights import write_weights
+from common.weights import read_checkpoint, write_weights
 
 Array = NDArray[Any]
 
@@ -223,6 +224,45 @@ def test_other_files_are_recognised(
     assert models is None or origin.models == models
 
 
+@pytest.mark.parametrize(
+    ("name", "models", "titles"),
+    [
+        ("bisenetv1_2020", ("bisenetv1_2020", "bisenetv1_fp16_2020"), ("InPlaceABN", "fp16")),
+        (
+            "bisenetv1_diss_2020",
+            ("bisenetv1_diss", "bisenetv1_diss_bn"),
+            ("InPlaceABN", "face-parsing"),
+        ),
+    ],
+)
+def test_twins_are_both_named_where_nothing_tells_them_apart(
+    published_keys: Path, name: str, models: tuple[str, str], titles: tuple[str, str]
+) -> None:
+    keys, _ = _read_keys(published_keys, name)
+    bare = _small([key for key in keys if not is_batch_counter(key)])
+    for model in models:
+        origin = recognise(bare, model=model)
+        assert origin.models == (model,)
+        assert all(title in origin.title for title in titles)
+        # the file tells: its own name for the model, or its counters
+        told = recognise(replace(bare, model=models[0]), model=model)
+        assert told.models == models[:1]
+        assert titles[0] in told.title
+        assert titles[1] not in told.title
+    counted = recognise(_small(list(keys), counted=True), model=models[1])
+    assert titles[1] not in counted.title
+
+
+@pytest.mark.parametrize("size", ["stdc1", "stdc2"])
+@pytest.mark.parametrize("model", ["", "stdc1", "stdc2", "bisestdc"])
+def test_names_of_another_structure_decide_before_the_model(
+    published_keys: Path, size: str, model: str
+) -> None:
+    keys, _ = _read_keys(published_keys, f"paddleseg_{size}")
+    found = checkpoint_from({key: np.zeros(1) for key in keys}, where="w", paddle=True)
+    assert recognise(found, model=model).title == f"PaddleSeg's {size.upper()}Seg"
+
+
 # ---- fitting ------------------------------------------------------------------------------------
 def _structure(*, abn: bool = False, classes: int = 3) -> Structure:
     shapes = {
@@ -275,6 +315,28 @@ def test_everything_that_differs_is_listed() -> None:
     assert len(text.splitlines()) == 4
 
 
+def test_the_number_of_names_is_that_of_both_sides() -> None:
+    given = _checkpoint(**{f"extra{n}": np.zeros(4) for n in range(7)})
+    given.counters["ffm.bn.num_batches_tracked"] = np.array(3)
+    given.counters["bogus.num_batches_tracked"] = np.array(3)
+    # 5 of the model, 7 + 1 of the file alone, and a counter that fits
+    with pytest.raises(WeightsError, match="8 of 14 names differ"):
+        fit(given, _structure(), source_abn=None)
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        ("bisenetv1_2020", "expected --model bisenetv1_fp16_2020, its plain twin"),
+        ("stdc1", "no model here has plain BatchNorm in its place"),
+    ],
+)
+def test_a_plain_twin_is_named_where_there_is_one(model: str, what: str) -> None:
+    structure = replace(_structure(abn=True), model=model)
+    with pytest.raises(WeightsError, match=what):
+        fit(_checkpoint(), structure, source_abn=frozenset())
+
+
 def test_another_number_of_classes_only_when_asked() -> None:
     with pytest.raises(WeightsError, match=r"conv_out\.conv_out\.bias is \(5,\)"):
         fit(_checkpoint(5), _structure(), source_abn=None)
@@ -290,6 +352,25 @@ def test_another_number_of_classes_only_when_asked() -> None:
     wide = _checkpoint(5, **{"conv_out.conv_out.weight": np.zeros((5, 4, 1, 1))})
     with pytest.raises(WeightsError, match="shape"):
         fit(wide, _structure(), source_abn=None, new_classes=True)
+
+
+def test_last_layers_may_all_be_absent_but_not_in_part() -> None:
+    last = ("conv_out.conv_out.weight", "conv_out.conv_out.bias")
+    given = _checkpoint()
+    for name in last:
+        del given.arrays[name]
+    found = fit(given, _structure(), source_abn=None, new_classes=True)
+    assert (found.absent, found.skipped) == (last, ())
+    with pytest.raises(WeightsError, match=r"missing: conv_out\.conv_out\.weight"):
+        fit(given, _structure(), source_abn=None)
+    for classes in (3, 5):
+        partly = _checkpoint(classes)
+        del partly.arrays[last[1]]
+        with pytest.raises(WeightsError, match=r"missing: conv_out\.conv_out\.bias, \(3,\)"):
+            fit(partly, _structure(), source_abn=None, new_classes=True)
+    del given.arrays["ffm.bn.weight"]
+    with pytest.raises(WeightsError, match=r"missing: ffm\.bn\.weight"):
+        fit(given, _structure(), source_abn=None, new_classes=True)
 
 
 def test_gammas_are_folded_for_a_plain_model_only() -> None:
@@ -362,6 +443,18 @@ V1_SHAPES = {
     "cp.resnet.layer4.1.conv2.weight": (2, 2, 1, 1),
     "ffm.conv.weight": (2, 2, 1, 1),
 }
+
+
+def read_backbone(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    structure = Structure(
+        model="bisenetv1",
+        classes=2,
+        shapes=shapes,
+        names=tuple(shapes),
+        inplace_abn=frozenset(),
+        class_dependent=frozenset(),
+    )
+    return fit(read_checkpoint(path), structure, source_abn=None, backbone_only=True).arrays
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pdparams"])

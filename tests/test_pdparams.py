@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common import pdparams
 from common.errors import WeightsError
-from common.weights import read_weights, write_weights
+from common.weights import read_checkpoint, read_weights, write_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +62,22 @@ missing, unexpected = layer.set_state_dict({"weight": loaded["fc.weight"]})
 y = layer(paddle.to_tensor(np.array([[10.0, 1.0]], dtype=np.float32)))
 print(json.dumps([missing, unexpected, y.numpy().tolist(), sorted(loaded),
                   np.asarray(loaded["bn._mean"]).tolist(), str(np.asarray(loaded["half"]).dtype)]))
+"""
+
+
+WITH_MODEL = """
+import json, sys, warnings
+warnings.filterwarnings("ignore", message="No ccache found")
+import paddle
+from paddle import nn
+layer = nn.Linear(2, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    loaded = paddle.load(sys.argv[1])
+    missing, unexpected = layer.set_state_dict(loaded)
+print(json.dumps([missing, unexpected, layer.weight.numpy().tolist(),
+                  [str(warning.message) for warning in caught]]))
+paddle.save(loaded, sys.argv[2])
 """
 
 
@@ -123,6 +139,33 @@ def test_paddle_reads_what_is_written(tmp_path: Path) -> None:
     assert mean == [0.5, -2.0]
     assert half == "float16"
     assert [p.name for p in tmp_path.iterdir()] == ["w.pdparams"]
+
+
+def test_paddle_passes_over_the_model_beside_the_weights(tmp_path: Path) -> None:
+    path, again = tmp_path / "w.pdparams", tmp_path / "again.pdparams"
+    arrays: dict[str, NDArray[Any]] = {
+        "weight": np.array([[1, 4], [2, 5], [3, 6]], dtype=np.float32),
+        "bias": np.zeros(3, dtype=np.float32),
+    }
+    write_weights(path, arrays, model="stdc1")
+    missing, unexpected, weight, warned = json.loads(_run(WITH_MODEL, str(path), str(again)))
+    assert (missing, warned) == ([], [])
+    assert unexpected == ["bisenet.model"]
+    assert weight == [[1, 2, 3], [4, 5, 6]]
+    # a state dict that Paddle has loaded and saved still tells
+    found = read_checkpoint(again)
+    assert found.model == "stdc1"
+    np.testing.assert_array_equal(found.arrays["weight"], arrays["weight"])
+
+
+@pytest.mark.parametrize(
+    "entry", [{"bisenet.model": 1}, {"bisenet.model": ["stdc1"]}, {"bisenet.other": "stdc1"}]
+)
+def test_no_other_text_beside_the_weights_is_accepted(tmp_path: Path, entry: Any) -> None:
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(pickle.dumps({"a": np.zeros(1, dtype=np.float32), **entry}))
+    with pytest.raises(WeightsError, match=next(iter(entry))):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("dtype", pdparams.DTYPES)
@@ -252,6 +295,30 @@ def test_functions_cannot_be_changed() -> None:
     content = b"\x80\x02cnumpy\ndtype\nN}U\x01aK\x01s\x86b."
     with pytest.raises(WeightsError, match="sets attributes"):
         pdparams.decode(content, where="w")
+
+
+@pytest.mark.parametrize("put", [b"r\x00\x00\x00\x10", b"q\x20", b"p268435456\n"])
+def test_a_memo_larger_than_the_file_is_refused(put: bytes) -> None:
+    """An unpickler would fill gigabytes with a table up to that index."""
+    with pytest.raises(WeightsError, match=r"refused, it numbers an object \d+, in \d+ bytes"):
+        pdparams.decode(b"\x80\x04}" + put + b".", where="w")
+
+
+def test_too_many_instructions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdparams, "MAX_OPCODES", 100)
+    with pytest.raises(WeightsError, match="refused, it has over 100 instructions"):
+        pdparams.decode(b"\x80\x04" + b"N0" * 60 + b"N.", where="w")
+
+
+def test_bfloat16_of_paddle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.pdparams"
+    write_weights(path, {"w": np.zeros(2, dtype=np.uint16)})
+    with pytest.raises(WeightsError, match="Paddle keeps bfloat16 as uint16, not to be told"):
+        read_weights(path)
+    write_weights(path, {"w": np.zeros(2, dtype=np.int64)})
+    with pytest.raises(WeightsError, match="not of a floating type") as caught:
+        read_weights(path)
+    assert "Paddle" not in str(caught.value)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])

@@ -129,10 +129,12 @@ def test_torch_files_are_told_to_be_converted(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
 
 
-def test_the_model_is_kept_beside_the_weights(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
+@pytest.mark.parametrize("suffix", [".safetensors", ".pdparams"])
+def test_the_model_is_kept_beside_the_weights(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
     write_weights(path, ARRAYS, model="stdc1")
     assert read_checkpoint(path).model == "stdc1"
+    assert read_checkpoint(path).arrays.keys() == ARRAYS.keys()
     write_weights(path, ARRAYS)
     assert read_checkpoint(path).model == ""
 

@@ -9,7 +9,7 @@ import pytest
 
 from common.checkpoints import Checkpoint
 from common.errors import ConfigError
-from common.fitting import fit, read_backbone
+from common.fitting import fit
 from common.weight_names import is_linear_weight
 from common.weights import read_weights, write_weights
 
@@ -106,21 +106,3 @@ def test_what_fits_loads(side: Any, checkpoints: Any) -> None:
     side.backend.load_arrays(model, fitted.arrays)
     for array in side.backend.state_arrays(model).values():
         assert (array == 0.5).all()
-
-
-def test_a_pretrained_backbone_joins_the_models_own_start(side: Any, tmp_path: Path) -> None:
-    path = tmp_path / "resnet18.pdparams"
-    model = side.models.build_model("bisenetv1", classes=2)
-    own = side.backend.state_arrays(model)
-    start = "cp.resnet."
-    imagenet = {
-        name.removeprefix(start): np.full(array.shape, 0.25, np.float32)
-        for name, array in own.items()
-        if name.startswith(start)
-    }
-    write_weights(path, {**imagenet, "fc.weight": np.zeros((1000, 512), np.float32)})
-    backbone = read_backbone(path, {name: array.shape for name, array in own.items()})
-    side.backend.load_arrays(model, {**own, **backbone})
-    for name, array in side.backend.state_arrays(model).items():
-        expected = np.full_like(array, 0.25) if name.startswith(start) else own[name]
-        np.testing.assert_array_equal(array, expected)

@@ -1,0 +1,51 @@
+"""The weights that a training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.start import StartReport, fit_start, own_start, report_start
+from for_paddle.backend import load_arrays, state_arrays
+from for_paddle.checkpoints import model_structure, read_any
+from for_paddle.models import Network
+
+
+def load_start_weights(
+    model: Network, *, weights: Path | None, backbone_weights: Path | None
+) -> StartReport:
+    """Load what a training starts from into a fresh network; the rest keeps its initialisation.
+
+    Args:
+        model: from build_model, with its auxiliary heads.
+        weights: a whole network's weights (.safetensors or .pdparams; .pth, .pt or .tar where
+            torch reads). Last layers of another number of classes are left out and reported.
+        backbone_weights: a backbone's, ImageNet's for example, or a whole network's, of which the
+            backbone is taken; files as above. Neither: nothing is loaded.
+
+    Returns:
+        What was taken, skipped and left at its initialisation.
+
+    Raises:
+        ConfigError: both are given.
+        WeightsError: a file cannot be read or does not fit; everything that differs is listed,
+            and the model is left as it was.
+    """
+    if weights is not None and backbone_weights is not None:
+        raise ConfigError(
+            f"model.weights is {weights} and model.backbone_weights is {backbone_weights}; "
+            "expected one of them, the other null: a whole network's weights include its backbone"
+        )
+    own = state_arrays(model)
+    path = backbone_weights if weights is None else weights
+    if path is None:
+        return own_start(own)
+    checkpoint = read_any(path)
+    fitted = fit_start(
+        checkpoint,
+        model_structure(model.name, classes=model.classes),
+        structure_of=lambda name: model_structure(name, classes=model.classes),
+        backbone_only=weights is None,
+    )
+    load_arrays(model, {**own, **fitted.arrays})
+    return report_start(path, checkpoint, fitted)
