@@ -205,12 +205,18 @@ class _Scan:
             self.max_rel = max(self.max_rel, magnitude(ratios))
 
 
-def _measure(key: str, reference: Array, actual: Array, limit: float) -> Row:
+def _measure(
+    key: str, reference: Array, actual: Array, limit: float, *, scale: float | None = None
+) -> Row:
+    """Compare values; all that is relative is so to ``scale``, by default the reference's largest.
+
+    In float32 the scale is float64's: a weight that moved by two places moved by one, rounded.
+    """
     flat = reference.reshape(-1), actual.reshape(-1)
     scan = _Scan()
     for part in _blocks(reference.size):
         scan.add(difference(flat[0][part], flat[1][part]), flat[0][part], start=part.start)
-    scale = magnitude(reference)
+    scale = magnitude(reference) if scale is None else scale
     relative = 0.0 if scan.top == 0 else (scan.top / scale if scale else np.inf)
     passed = relative <= limit
     over = [] if passed else np.flatnonzero(difference(*flat) > limit * scale)
@@ -377,10 +383,10 @@ def compare_tensor_float32(
     if row is not None:
         return replace(row, detail=f"in the float64 records: {row.detail}")
     own = [_rounding(narrow, wide) for narrow, wide in zip(pair32, pair64, strict=True)]
-    scale = max(magnitude(pair64[0]), np.finfo(np.float64).tiny)
+    scale = max(magnitude(pair64[0]), float(np.finfo(np.float64).tiny))
     floor = (own[0].largest + own[1].largest) / scale
     limit = CROSS_FACTOR * floor + 4 * ULP
-    row = _measure(key, *pair32, limit)
+    row = _measure(key, *pair32, limit, scale=scale)
     if row.verdict.passed and not may_be_constant and _is_constant(pair32[0]):
         return Row(key, Verdict.VACUOUS, f"constant reference ({pair32[0].flat[0]})", size=row.size)
     ratio = _self_ratio(own, pair64[0], float(scale))

@@ -464,3 +464,21 @@ def test_integers_pass_exactly_when_they_are_equal(reference: list[int], actual:
 
 def test_the_comparison_loads_no_framework() -> None:
     assert not {"torch", "paddle"} & set(sys.modules)
+
+
+def test_the_float32_difference_is_relative_to_float64_as_its_limit_is() -> None:
+    # one place and two places where exactly it is 1.7: by the triangle inequality within the floor
+    place = np.float32(ULP)
+    torch32, paddle32 = np.array(place), np.array(2 * place)
+    wide = np.array(1.7 * ULP)
+    row = compare_tensor_float32(
+        "moved/w", (torch32, paddle32), (wide, wide), self_limit=float("inf")
+    )
+    assert row.verdict is Verdict.PASS
+    assert row.relative == pytest.approx(1 / 1.7)
+    assert row.floor == pytest.approx(1 / 1.7)
+    # also where one side has not moved at all
+    row = compare_tensor_float32(
+        "moved/w", (np.array(np.float32(0)), paddle32), (wide, wide), self_limit=float("inf")
+    )
+    assert row.verdict is Verdict.PASS
