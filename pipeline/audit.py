@@ -32,7 +32,7 @@ from pipeline.steps import SIDES, STEPS, Dtype, Side, Step, step_named
 from pipeline.training import floor_part
 
 # a wrong training shows within a few iterations; all other steps are as large as in verify
-SHORT = {"train_iters": 6, "train_iters_float32": 2, "train_warmup_iters": 2, "check_every": 2}
+SHORT = {"train_iters": 6, "train_iters_float32": 4, "train_warmup_iters": 2, "check_every": 2}
 
 
 SHORT_SCHEDULE = {"max_iters": 2000, "warmup_iters": 200}
