@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 
-MODULES = (
-    "backend",
-    "norm",
-    "layers",
-    "models",
-    "losses",
-    "metrics",
-    "optim",
-    "data",
-    "train",
-    "evaluate",
-    "distributed",
-    "sync_norm",
-)
+from pipeline.record import MODULES as RECORDED
+
+MODULES = (*RECORDED, "distributed", "sync_norm")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:  # noqa: ARG001
