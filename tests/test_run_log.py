@@ -35,7 +35,7 @@ class Recorder:
         self.scalars.append((name, value, iteration))
 
     def image(self, name: str, hwc_uint8: NDArray[np.uint8], iteration: int) -> None:
-        raise AssertionError(f"{name} at {iteration}: a log hands no pictures on by itself")
+        raise AssertionError(f"{name} {hwc_uint8.shape} at {iteration}: a log hands on no pictures")
 
     def close(self) -> None:
         self.closed += 1
