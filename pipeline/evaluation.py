@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import importlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from common.allocator import keep_freed_memory
 from common.classes import CLASS_TABLES
 from common.config import Config
+from common.cpu_kernels import share_cores, usable_cores
 from common.datasets import Sample, load_samples, read_sample
 from common.errors import DataError
 from common.eval_weights import main_weights
@@ -72,6 +74,8 @@ def run(settings: EvalSettings) -> int:
     Raises:
         InputError: weights, data or output folder cannot be used.
     """
+    if settings.framework == "paddle":
+        share_cores(os.environ, cores=usable_cores())
     modules = {m: importlib.import_module(f"for_{settings.framework}.{m}") for m in MODULES}
     side = SimpleNamespace(name=settings.framework, **modules)
     side.distributed.initialise(settings.device)

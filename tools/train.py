@@ -12,10 +12,12 @@ docs/training.md has the rest.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from common.cpu_kernels import share_cores, usable_cores
 from common.errors import InputError
 from common.parity_gate import check_parity
 from common.stopping import NOT_FINITE, NotFiniteError
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line asks; return the exit code."""
     try:
         settings = with_proof(parse_settings(sys.argv[1:] if arguments is None else arguments))
+        if settings.framework == "paddle":
+            share_cores(os.environ, cores=usable_cores())
         # the one framework of this process, and only now: usage errors need none
         run = importlib.import_module(f"for_{settings.framework}.training_run")
         return int(run.train_command(settings))
