@@ -116,9 +116,9 @@ def _points(
     return array[:, 0], array[:, 1]
 
 
-def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over a centred window, which is narrower at the two ends."""
-    half = len(values) // (2 * SMOOTHED_OVER)
+def smoothed(values: NDArray[np.float64], *, over: int = SMOOTHED_OVER) -> NDArray[np.float64]:
+    """Return the mean over a centred window, the over-th part long and narrower at the two ends."""
+    half = len(values) // (2 * over)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
