@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.config import load_config  # noqa: E402
 from fake_data.tensors import fixed_batch  # noqa: E402
-from pipeline.probes import Case, build, build_loss, short_schedule  # noqa: E402
+from pipeline.cases import Case, build, build_loss, short_schedule  # noqa: E402
 
 MODULES = ("backend", "norm", "models", "losses", "optim", "distributed", "sync_norm")
 HW = (32, 32)
@@ -184,6 +184,46 @@ def layers(side: Any, _options: dict[str, str]) -> dict[str, Any]:
     return found
 
 
+def native(side: Any, _options: dict[str, str]) -> dict[str, Any]:
+    """Run Paddle's own synchronised layer over a stand-in for its kernel, which is GPU only."""
+    paddle = importlib.import_module("paddle")
+    paddle._C_ops.sync_batch_norm_ = stand_in(side, paddle)
+    rank = side.distributed.rank()
+    layer = side.norm.BatchNorm2d(3)
+    model = side.norm.nn.Sequential(layer)
+    model.train()
+    assert side.sync_norm.convert_sync_batchnorm(model, device="gpu") == 1
+    assert type(layer) is side.sync_norm.NativeSyncBatchNorm2d
+    side.backend.load_arrays(layer, LAYER_STATE)
+    whole, _ = layer_input(NATIVE_SHAPE)
+    part = whole[3 * rank : 3 * rank + 3]
+    y = layer(side.backend.to_tensor(part.astype("float32")))
+    return {"y": side.backend.to_numpy(y), **side.backend.state_arrays(layer)}
+
+
+def stand_in(side: Any, paddle: Any) -> Any:
+    """What paddle.nn.SyncBatchNorm is documented to do, forward, in training."""
+
+    def kernel(
+        x: Any, mean: Any, variance: Any, weight: Any, bias: Any, *options: Any
+    ) -> tuple[Any, ...]:
+        is_test, momentum, eps, layout, use_global_stats, trainable_statistics = options
+        assert (is_test, layout, use_global_stats) == (False, "NCHW", False)
+        assert trainable_statistics is False
+        axes, shape = [0, 2, 3], [1, -1, 1, 1]
+        moments = paddle.stack([x.mean(axis=axes), (x * x).mean(axis=axes)])
+        moments = side.distributed.all_reduce_sum(moments) / side.distributed.world_size()
+        found, biased = moments[0], moments[1] - moments[0] * moments[0]
+        paddle.assign(momentum * mean + (1 - momentum) * found, output=mean)
+        paddle.assign(momentum * variance + (1 - momentum) * biased, output=variance)
+        normal = (x - found.reshape(shape)) / paddle.sqrt(biased + eps).reshape(shape)
+        return (normal * weight.reshape(shape) + bias.reshape(shape), mean, variance)
+
+    return kernel
+
+
+NATIVE_SHAPE = (6, 3, 1, 2)
+"""Few values, so that n / (n - 1) shows."""
 LAYERS = ("plain", "single", "inplace", "identity")
 
 
@@ -249,7 +289,14 @@ def loop(side: Any, options: dict[str, str]) -> dict[str, Any]:
 LABELS = ((0, 0, 0, 0), (1, 255, 255, 255))
 """Per rank: four valid pixels of class 0; one of class 1."""
 
-TASKS = {"train": train, "sums": sums, "layers": layers, "means": means, "loop": loop}
+TASKS = {
+    "train": train,
+    "sums": sums,
+    "layers": layers,
+    "native": native,
+    "means": means,
+    "loop": loop,
+}
 
 if __name__ == "__main__":
     main()

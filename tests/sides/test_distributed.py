@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from launching import Ended, run_alone, run_launched, run_ranks
 from numpy.typing import NDArray
-from rank_program import LABELS, LAYER_STATE, LAYERS, layer_input, layer_shape
+from rank_program import LABELS, LAYER_STATE, LAYERS, NATIVE_SHAPE, layer_input, layer_shape
 
 from common.errors import InputError
 from common.rank_watch import EXIT_RANK_LOST
@@ -92,16 +92,60 @@ def test_a_foreign_batch_norm_is_refused(side: Any) -> None:
         side.sync_norm.convert_sync_batchnorm(nn.Sequential(foreign))
 
 
-def test_converted_layers_alone_are_the_plain_ones(side: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "device", "sync_bn", "expected"),
+    [
+        ("BatchNorm2d", "cpu", True, "SyncBatchNorm2d"),
+        ("BatchNorm2d", "cpu", "own", "SyncBatchNorm2d"),
+        ("BatchNorm2d", "gpu", True, "NativeSyncBatchNorm2d"),
+        ("BatchNorm2d", "gpu", "own", "SyncBatchNorm2d"),
+        ("InPlaceABN", "cpu", True, "SyncInPlaceABN"),
+        ("InPlaceABN", "gpu", True, "SyncInPlaceABN"),
+        ("InPlaceABN", "gpu", "own", "SyncInPlaceABN"),
+        ("BatchNorm2d", "gpu", False, None),
+        ("InPlaceABN", "cpu", False, None),
+        ("Sequential", "gpu", True, None),
+        # what is converted already
+        ("SyncBatchNorm2d", "cpu", True, None),
+        ("SyncBatchNorm2d", "gpu", True, None),
+        ("NativeSyncBatchNorm2d", "gpu", True, None),
+    ],
+)
+def test_which_layer_is_chosen(
+    side: Any, kind: str, device: str, sync_bn: bool | str, expected: str | None
+) -> None:
+    modules = (side.norm, side.sync_norm, side.norm.nn)
+    of = next(getattr(module, kind) for module in modules if hasattr(module, kind))
+    found = side.sync_norm.synchronised(of, device=device, sync_bn=sync_bn)
+    assert found is (None if expected is None else getattr(side.sync_norm, expected))
+
+
+def test_conversion_for_a_gpu_keeps_names_and_constants(side: Any) -> None:
+    nn = side.norm.nn
+    norm, inplace = side.norm.BatchNorm2d(2), side.norm.InPlaceABN(2)
+    model = nn.Sequential(norm, inplace)
+    names, constants = list(model.state_dict()), dict(vars(norm))
+    assert side.sync_norm.convert_sync_batchnorm(model, device="gpu") == 2
+    assert type(norm) is side.sync_norm.NativeSyncBatchNorm2d
+    assert type(inplace) is side.sync_norm.SyncInPlaceABN
+    assert list(model.state_dict()) == names
+    assert {key: vars(norm)[key] for key in constants} == constants
+    assert side.sync_norm.convert_sync_batchnorm(model, device="gpu") == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_converted_layers_alone_are_the_plain_ones(side: Any, device: str) -> None:
     x = side.backend.to_tensor(np.random.default_rng(0).standard_normal((2, 2, 3, 3), np.float32))
     found = []
     for converted in (False, True):
         model = side.norm.nn.Sequential(side.norm.BatchNorm2d(2), side.norm.InPlaceABN(2))
         model.train()
         if converted:
-            side.sync_norm.convert_sync_batchnorm(model)
+            side.sync_norm.convert_sync_batchnorm(model, device=device)
         out = side.backend.to_numpy(model(x))
-        found.append([out, *side.backend.state_arrays(model).values()])
+        state = side.backend.state_arrays(model).values()
+        model.eval()
+        found.append([out, *state, side.backend.to_numpy(model(x))])
     for plain, synchronised in zip(*found, strict=True):
         np.testing.assert_array_equal(synchronised, plain)
 
@@ -209,6 +253,28 @@ def test_layers_over_two_ranks_are_the_whole_batch(side: Any, tmp_path: Path) ->
                 worst = np.abs(found - expected).max()
                 limit = bound * max(np.abs(expected).max(), terms)
                 assert worst <= limit, f"{dtype}/{name}/{key}: {worst}"
+
+
+def test_paddles_own_layer_moves_the_running_variance_as_ours(side: Any, tmp_path: Path) -> None:
+    if side.name == "torch":
+        pytest.skip("Torch's layer refuses tensors on a CPU, and has the convention by itself")
+    ranks = _of_two(side, "native", tmp_path)
+    x, _ = layer_input(NATIVE_SHAPE)
+    count = x.size // 3
+    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    normal = (x - mean.reshape(1, 3, 1, 1)) / np.sqrt(variance + 1e-5).reshape(1, 3, 1, 1)
+    expected = {
+        "y": normal * LAYER_STATE["weight"].reshape(1, 3, 1, 1)
+        + LAYER_STATE["bias"].reshape(1, 3, 1, 1),
+        **LAYER_STATE,
+        "running_mean": 0.9 * LAYER_STATE["running_mean"] + 0.1 * mean,
+        "running_var": 0.9 * LAYER_STATE["running_var"] + 0.1 * variance * count / (count - 1),
+    }
+    assert set(ranks[0]) == set(expected)
+    for key, value in expected.items():
+        parts = [rank[key] for rank in ranks]
+        found = np.concatenate(parts) if key == "y" else parts[0]
+        np.testing.assert_allclose(found, value, rtol=0, atol=3e-6, err_msg=key)
 
 
 # ---- training -----------------------------------------------------------------------------------
