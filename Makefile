@@ -25,7 +25,7 @@ endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: verify audit test test_torch test_paddle lint clean
+.PHONY: verify audit train_path test test_torch test_paddle lint clean
 
 $(STAMP): $(REQUIREMENTS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ verify: $(STAMP)
 
 audit: $(STAMP)
 	$(BIN)/bisenet audit --config $(CONFIG) $(OUT)
+
+# from Cityscapes' files to a figure, in a folder of its own: docs/training.md
+train_path: $(STAMP)
+	$(BIN)/python .ci/train_path.py
 
 ifeq ($(PADDLE),3.3.1)
 lint: $(STAMP)

@@ -88,6 +88,10 @@ class CheckpointStore:
             raise self._cannot(f"write checkpoints into {self.folder}", error) from None
         self._require_room(expected_bytes)
 
+    def folder_of(self, iteration: int) -> Path:
+        """Return where save puts the checkpoint of an iteration."""
+        return self._checkpoints / f"iter_{iteration:06d}"
+
     def save(
         self,
         iteration: int,
@@ -114,7 +118,7 @@ class CheckpointStore:
             CheckpointError: it cannot be written (full disk, permissions); what was there is
                 whole, and the message names the last good checkpoint.
         """
-        target = self._checkpoints / f"iter_{iteration:06d}"
+        target = self.folder_of(iteration)
         self._require_room(expected_bytes)
         self._write(target, iteration, files, meta=meta)
         return target

@@ -43,16 +43,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def cut_lines(path: Path, *, past: int) -> int:
+def cut_lines(path: Path, *, past: int, repeated: str | None = None) -> int:
     """Rewrite a log without the lines past an iteration; return how many were dropped.
 
     Done atomically: a kill leaves the old log or the new one.
+
+    Args:
+        path: the log.
+        past: the last iteration that is kept.
+        repeated: lines of this kind are dropped at that iteration, too: they come again.
 
     Raises:
         InputError: the file cannot be read or written.
     """
     lines = read_lines(path)
-    kept = [line for line in lines if line.get("iteration", 0) <= past]
+
+    def stays(line: Mapping[str, Any]) -> bool:
+        iteration = line.get("iteration", 0)
+        again = iteration == past and repeated is not None and line.get("kind") == repeated
+        return iteration <= past and not again
+
+    kept = [line for line in lines if stays(line)]
     write_text(path, "".join(_text(line) for line in kept))
     return len(lines) - len(kept)
 

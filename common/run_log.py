@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -47,6 +46,8 @@ class RunLog:
         enabled: False in all processes but the first: then nothing is written or shown.
         total_iterations: of the whole run.
         start_iteration: iterations done by the checkpoint it is resumed from, else 0.
+        evaluates_again: the resumed run starts with the evaluation of start_iteration, which its
+            checkpoint does not know of; a line of it in the log is dropped.
         console: where progress goes; None: standard error.
         sinks: shown every number too; closed with the log.
     """
@@ -58,6 +59,7 @@ class RunLog:
         enabled: bool,
         total_iterations: int,
         start_iteration: int,
+        evaluates_again: bool = False,
         console: Console | None = None,
         sinks: Sequence[Sink] = (),
     ) -> None:
@@ -65,6 +67,7 @@ class RunLog:
         self.enabled = enabled
         self.total_iterations, self.start_iteration = total_iterations, start_iteration
         self.sinks = list(sinks) if enabled else []
+        self._repeated = "eval" if evaluates_again else None
         self._show = _Display(
             console or Console(stderr=True), total=total_iterations, done=start_iteration
         )
@@ -83,17 +86,12 @@ class RunLog:
         if self.start_iteration == 0:
             set_aside(self.path)
         elif self.path.exists():
-            cut_lines(self.path, past=self.start_iteration)
+            cut_lines(self.path, past=self.start_iteration, repeated=self._repeated)
         self._writer = LineWriter(self.path)
         self._show.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self.enabled:
             return
         self._show.stop()

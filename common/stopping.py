@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from common.errors import CheckpointError, TrainingError
@@ -16,6 +16,8 @@ STOPPED = 75
 """Exit code of a run that was asked to stop, saved and can be resumed (EX_TEMPFAIL, sysexits.h)."""
 NOT_FINITE = 77
 """Exit code of a run whose loss became NaN or infinite."""
+GRAD_NORM = "grad_norm"
+"""Name of the norm of the gradients beside the loss terms."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -58,12 +60,7 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -167,10 +164,10 @@ def not_finite(
     layer: str | None = None,
     checkpoint: str | None = None,
 ) -> NotFiniteError:
-    """Return the error for a loss that is not finite; the caller raises it.
+    """Return the error for a loss, or a gradient, that is not finite; the caller raises it.
 
     Args:
-        terms: loss terms of the iteration, as numbers.
+        terms: loss terms of the iteration, as numbers, and GRAD_NORM where it is known.
         iteration: 1-based number of the iteration, as in the log.
         names: the samples of its batch.
         layer: the first layer whose output is not finite, if it was looked for; an empty text
@@ -178,7 +175,9 @@ def not_finite(
         checkpoint: the last good checkpoint, if there is one.
     """
     shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-    lines = [f"the loss of iteration {iteration} is not finite ({shown})"]
+    loss = [value for name, value in terms.items() if name != GRAD_NORM]
+    what = "gradient" if loss and all(map(math.isfinite, loss)) else "loss"
+    lines = [f"the {what} of iteration {iteration} is not finite ({shown})"]
     if layer is not None:
         lines.append(f"  first layer with a NaN or Inf: {layer or 'none, the loss itself'}")
     lines.append(f"  samples of the batch: {', '.join(names)}")

@@ -14,12 +14,12 @@ import numpy as np
 from paddle.io import BatchSampler
 
 from common.allocator import keep_freed_memory
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import Sample, load_samples, read_sample
 from common.errors import DataError, InputError
 from common.sampling import SampleKey, sample_rng, train_batches, val_batches
 from common.transforms import Transform, train_transform, val_transform
-from common.worker_signals import shield_worker
+from common.worker_signals import forking_workers, shield_worker
 from for_paddle.loading import Loader, SampleDataset, framework_loader, from_array, on_device
 
 
@@ -112,7 +112,9 @@ class Batches:
             DataError: a sample cannot be read.
             RuntimeError: any other error in a loader process, with its traceback.
         """
-        for batch in self.loader:
+        with forking_workers():
+            batches = iter(self.loader)
+        for batch in batches:
             if "error" in batch:
                 raise (DataError if batch["is_input_error"] else RuntimeError)(batch["error"])
             yield on_device(batch)

@@ -24,7 +24,7 @@ from paddle import Tensor, nn
 from common.checkpoint_store import Checkpoint, Writer
 from common.config import Config
 from common.provenance import git_commit
-from common.stopping import NotFiniteError
+from common.stopping import GRAD_NORM, NotFiniteError
 from common.train_state import (
     CONFIG,
     EMA,
@@ -113,7 +113,7 @@ class Trainer:
         set_default_dtype(self.dtype)
         set_deterministic(train.deterministic)
         seed_everything(train.seed)
-        self.model = self._starting_network()
+        self.model = self._starting_network(device)
         self.loss = build_loss(
             config.loss, classes=config.model.classes, ignore_index=config.data.ignore_index
         )
@@ -159,7 +159,7 @@ class Trainer:
         grad_norm = self._clip()
         if not math.isfinite(grad_norm) and not self.amp.scaled:
             # averaged over the ranks: all of them come here
-            raise self._not_finite({**terms, "grad_norm": grad_norm}, parts, batches)
+            raise self._not_finite({**terms, GRAD_NORM: grad_norm}, parts, batches)
         self.amp.step()
         self.scheduler.step()
         self.iteration += 1
@@ -271,14 +271,14 @@ class Trainer:
         model = self.config.model
         return build_model(model.name, classes=model.classes, options=model.options)
 
-    def _starting_network(self) -> Network:
+    def _starting_network(self, device: Literal["cpu", "gpu"]) -> Network:
         config, train = self.config.model, self.config.train
         model = self._network()
         self.start = load_start_weights(
             model, weights=config.weights, backbone_weights=config.backbone_weights
         )
         if train.sync_bn and world_size() > 1:
-            convert_sync_batchnorm(model)
+            convert_sync_batchnorm(model, device=device, sync_bn=train.sync_bn)
         if train.channels_last:
             model, warning = to_channels_last(model)
             self.warnings += [warning] if warning else []
@@ -319,7 +319,7 @@ class Trainer:
     def _not_finite(
         self, terms: Mapping[str, float], parts: list[dict[str, float]], batches: Sequence[Batch]
     ) -> NotFiniteError:
-        def first_layer(batch: Batch, part: int) -> str:
+        def first_layer(batch: Batch, part: int) -> tuple[int, str]:
             image = self.image(batch)
             self._seed(part)
             return first_bad_layer(self.model, lambda: self.amp.forward(image), image=image)

@@ -17,14 +17,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from common.checkpoint_store import Checkpoint, CheckpointStore
+from common.checkpoint_store import Checkpoint, CheckpointStore, Writer
 from common.errors import CheckpointError, InputError, TrainingError
 from common.iou import iou_per_class, mean_iou
 from common.pictures import save_png
 from common.provenance import code_digest, git_commit
 from common.run_log import RunLog, draw_curves
 from common.sinks import open_sinks
-from common.stopping import STOPPED, EarlyStopping, NotFiniteError, StopRequest
+from common.stopping import GRAD_NORM, STOPPED, EarlyStopping, NotFiniteError, StopRequest
 from common.train_settings import AUTO, TrainSettings
 from common.train_state import Progress, check_resumable
 from for_torch.backend import set_device, versions
@@ -52,7 +52,12 @@ def train_command(settings: TrainSettings) -> int:
     initialise(settings.device)
     set_device(settings.device)
     with StopRequest(repeat_s=2.0) as stop:
-        code = TrainingRun(settings, stop=stop).run()
+        try:
+            code = TrainingRun(settings, stop=stop).run()
+        except NotFiniteError:
+            # every rank has learned of it: they leave in order, and none takes another for lost
+            finalise()
+            raise
     finalise()
     return code
 
@@ -98,6 +103,7 @@ class TrainingRun:
             enabled=is_main(),
             total_iterations=self.total,
             start_iteration=self.trainer.iteration,
+            evaluates_again=self._evaluation_is_missing(),
             sinks=sinks,
         ) as log:
             self.log = log
@@ -118,7 +124,7 @@ class TrainingRun:
 
     def _iterate(self, batches: Iterator[dict[str, Any]]) -> int:
         trainer = self.trainer
-        if self._evaluation_is_due() and self.evaluated < trainer.iteration:
+        if self._evaluation_is_missing():
             self._evaluate()
         while trainer.iteration < self.total and not self.stopping.should_stop:
             started = time.perf_counter()
@@ -230,7 +236,7 @@ class TrainingRun:
             return
         terms = result.terms
         if math.isfinite(result.grad_norm):
-            terms = {**terms, "grad_norm": result.grad_norm}
+            terms = {**terms, GRAD_NORM: result.grad_norm}
         self.log.train(
             iteration,
             epoch=(self._drawn() - 1) // self.samples,
@@ -252,17 +258,36 @@ class TrainingRun:
         iteration = self.trainer.iteration
         if self.saved == iteration:
             return
+        files = self._files()
         if is_main():
             meta = self._progress().as_meta()
-            folder = self.store.save(iteration, self.trainer.files(), meta=meta)
-            self.trainer.last_checkpoint = str(folder)
+            folder = self.store.save(iteration, files, meta=meta)
             self._event("checkpoint", {"folder": folder.name})
+        # on all ranks: each tells it where the loss is not finite
+        self.trainer.last_checkpoint = str(self.store.folder_of(iteration))
         self.saved = iteration
+
+    def _files(self) -> dict[str, Writer]:
+        """Return rank 0's files of a checkpoint; if its weights are not finite, all ranks raise."""
+        files: dict[str, Writer] = {}
+        found: NotFiniteError | None = None
+        if is_main():
+            try:
+                files = self.trainer.files()
+            except NotFiniteError as error:
+                found = error
+        if int(all_reduce_array(np.array([int(found is not None)]))[0]):
+            raise found or NotFiniteError("weights of rank 0 are NaN or infinite; it tells which")
+        return files
 
     def _evaluation_is_due(self) -> bool:
         iteration = self.trainer.iteration
         at_interval = iteration > 0 and iteration % self.eval_interval == 0
         return self.settings.do_eval and (at_interval or iteration == self.total)
+
+    def _evaluation_is_missing(self) -> bool:
+        """Tell whether it was resumed from a checkpoint that was saved before its evaluation."""
+        return self._evaluation_is_due() and self.evaluated < self.trainer.iteration
 
     def _evaluate(self) -> None:
         """Evaluate on all ranks; keep the best weights and show the first sample."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 PROGRAM = Path(__file__).resolve().parent / "rank_program.py"
 LAUNCHERS = {"torch": "torch.distributed.run", "paddle": "paddle.distributed.launch"}
-LIMIT_S = 300
+LIMIT_S = 600
+"""Seconds until it is given up: a machine that is busy otherwise is not a failure."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,18 @@ def free_ports(count: int) -> list[int]:
 
 
 def start(
-    side: str, task: str, out: Path, *options: str, rank: int = 0, ports: Sequence[int] = ()
+    side: str,
+    task: str,
+    out: Path,
+    *options: str,
+    rank: int = 0,
+    ports: Sequence[int] = (),
+    program: Path = PROGRAM,
 ) -> subprocess.Popen[str]:
     """Start one process; with ports, as one rank of two."""
     extra = _rank_environment(side, rank, len(ports) - 1, ports) if ports else {}
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), side, task, str(out), *options],
+        [sys.executable, str(program), side, task, str(out), *options],
         env=_environment(extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,10 +95,15 @@ def run_alone(side: str, task: str, out: Path, *options: str) -> Ended:
     return ended(start(side, task, out, *options))
 
 
-def run_ranks(side: str, task: str, out: Path, *options: str, world: int = 2) -> list[Ended]:
+def run_ranks(
+    side: str, task: str, out: Path, *options: str, world: int = 2, program: Path = PROGRAM
+) -> list[Ended]:
     """Run without a launcher, with the variables that one would set."""
     ports = free_ports(world + 1)
-    running = [start(side, task, out, *options, rank=r, ports=ports) for r in range(world)]
+    running = [
+        start(side, task, out, *options, rank=rank, ports=ports, program=program)
+        for rank in range(world)
+    ]
     try:
         with ThreadPoolExecutor(world) as pool:
             return list(pool.map(ended, running))

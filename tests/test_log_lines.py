@@ -37,6 +37,15 @@ def test_lines_past_an_iteration_are_cut(tmp_path: Path) -> None:
     assert cut_lines(path, past=20) == 0
 
 
+def test_lines_that_come_again_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    kinds = [("eval", 10), ("train", 20), ("checkpoint", 20), ("eval", 20), ("eval", 30)]
+    lines = [{"kind": kind, "iteration": iteration} for kind, iteration in kinds]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert cut_lines(path, past=20, repeated="eval") == 2
+    assert read_lines(path) == lines[:3]
+
+
 def test_an_older_file_gets_the_next_free_number(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert set_aside(path) is None

@@ -6,43 +6,26 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import evidence
 import pytest
 import yaml
+from evidence import META, write_outcome
 
 from common.config import Config, load_config
 from common.errors import ConfigError, ParityError
 from common.parity_gate import REQUIRED, check_parity
 from common.provenance import CODE_FOLDERS, code_digest
-from pipeline.compare import Verdict
 from pipeline.judge import Result
-from pipeline.report import write_reports
-from pipeline.runner import Options, Outcome
 from pipeline.steps import STEPS, step_named
+from pipeline.verdicts import Verdict
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CITYSCAPES = CONFIGS / "bisenetv1_cityscapes.yml"
 CAMVID = CONFIGS / "bisenetv1_camvid.yml"
-META = {
-    side: {"versions": {side: f"of {side}", "numpy": "2.0"}, "inputs": "1", "data": "2"}
-    | {"digest": "3"}
-    for side in ("torch", "paddle")
-}
 
 
 def write_evidence(logs: Path, config: Config, *, name: str = CITYSCAPES.stem, **verdicts: Any):
-    """Write the reports of a run of all steps, all passed but those named: step_dtype=verdict."""
-    results = [
-        Result(step, dtype, verdicts.pop(f"{step.name}_{dtype}", Verdict.PASS), meta=META)
-        for step in STEPS
-        for dtype in step.dtypes
-    ]
-    assert not verdicts
-    write_outcome(logs, config, results, name=name)
-
-
-def write_outcome(logs: Path, config: Config, results: list[Result], *, name: str) -> None:
-    options = Options(out=logs / name, steps=tuple({r.step.name for r in results}))
-    write_reports(Outcome(config, options, results))
+    evidence.write_evidence(logs, config, name=name, **verdicts)
 
 
 def refusal(config: Config, logs: Path, *, path: Path = CITYSCAPES, **options: Any) -> list[str]:

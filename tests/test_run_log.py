@@ -184,6 +184,22 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
     assert (sink.scalars, sink.closed, log.sinks) == ([], 0, [])
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_an_evaluation_that_comes_again_is_there_once(tmp_path: Path, again: bool) -> None:
+    def evaluated(log: RunLog, miou: float) -> None:
+        log.evaluation(4, miou=miou, facts={})
+
+    with open_log(tmp_path) as log:
+        write_line(log, 4)
+        log.event("checkpoint", 4, {})
+        evaluated(log, 0.25)
+    with open_log(tmp_path, start=4, evaluates_again=again) as log:
+        if again:
+            evaluated(log, 0.5)
+    assert [line["kind"] for line in lines_of(tmp_path)] == ["train", "checkpoint", "eval"]
+    assert lines_of(tmp_path)[-1]["miou"] == (0.5 if again else 0.25)
+
+
 def test_sinks_see_every_number(tmp_path: Path) -> None:
     sink = Recorder()
     with open_log(tmp_path, sinks=[sink]) as log:

@@ -1,12 +1,17 @@
 """Dataset and loaders, written once for both sides: what arrives does not depend on the side."""
 
+import multiprocessing
+import os
+import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import load_samples, read_sample
 from common.errors import DataError
 from common.sampling import SampleKey, sample_rng, train_batches
@@ -211,3 +216,31 @@ def test_loaders_may_start_while_others_work(side: Any, root: Path) -> None:
     for _ in range(6):
         next(training)
         assert len(list(side.data.val_loader(data, classes=CLASSES))) == 5
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_alone(side: Any, root: Path) -> None:
+    """Also where a library starts a thread in them before any code of ours: it takes no signal."""
+    armed = [True]
+
+    def start_thread() -> None:
+        if armed:
+            threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+    os.register_at_fork(after_in_child=start_thread)
+    # those of a loader that was left early end in their own time
+    others = set(multiprocessing.active_children())
+    try:
+        loader = side.data.train_loader(
+            config(root), classes=CLASSES, seed=0, iterations=10_000, workers=1
+        )
+        batches = iter(loader)
+        next(batches)
+        (worker,) = set(multiprocessing.active_children()) - others
+        # not from this process, which is the one that may end them
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+        # more than were fetched ahead
+        for _ in range(20):
+            next(batches)
+        assert worker.is_alive()
+    finally:
+        armed.clear()

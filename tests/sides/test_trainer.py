@@ -287,7 +287,9 @@ def test_mixed_precision_on_a_cpu(side: Any, train: Any, level: str) -> None:
     images = batch(side, 1)
     with side.backend.visit_outputs(trainer.model, visit):
         result = trainer.step([images])
-    assert seen["detail.S1.0.conv"] == "torch.bfloat16"
+    convolutions = {seen[name] for name in seen if name.endswith("conv")}
+    assert len([name for name in seen if name.endswith("conv")]) > 30
+    assert convolutions == {"torch.bfloat16"}
     for tensor in side.backend.trainable_parameters(trainer.model).values():
         assert str(tensor.dtype) == "torch.float32"
         assert tensor.grad is None or str(tensor.grad.dtype) == "torch.float32"
@@ -295,3 +297,20 @@ def test_mixed_precision_on_a_cpu(side: Any, train: Any, level: str) -> None:
     # bfloat16 keeps 8 bits: 0.4 % per operation
     assert result.terms["main"] == pytest.approx(plain.step([images]).terms["main"], rel=0.03)
     assert result.terms["main"] != plain.step([images]).terms["main"]
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_why_paddle_is_refused_there(side: Any, level: str) -> None:
+    """Not a wish but what was found; where this fails Paddle has learned it, and amp.py can."""
+    if side.name != "paddle":
+        pytest.skip("of Paddle")
+    paddle = importlib.import_module("paddle")
+    x, weight = paddle.ones([1, 3, 4, 4]), paddle.ones([2, 3, 1, 1])
+    conv2d = paddle.nn.functional.conv2d
+    with (
+        pytest.warns(UserWarning, match="makes no effect"),
+        paddle.amp.auto_cast(level=level, dtype="bfloat16"),
+    ):
+        assert conv2d(x, weight).dtype == paddle.float32
+    with pytest.raises(RuntimeError, match=r"conv2d.*is not registered"):
+        conv2d(x.astype("bfloat16"), weight.astype("bfloat16"))
