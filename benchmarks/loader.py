@@ -23,7 +23,8 @@ from pathlib import Path
 import cv2
 
 from common.allocator import keep_freed_memory
-from common.config import DataConfig, load_config
+from common.config import load_config
+from common.config_sections import DataConfig
 from common.datasets import Sample, load_samples, read_sample
 from common.sampling import SampleKey, sample_rng
 from common.transforms import train_transform

@@ -9,17 +9,20 @@ softmax, sum, exponential, added in its place. It runs first as a process runs b
 `bisenet eval` does is switched on (freed memory is kept; convolutions in NHWC where the framework
 has them), and the plain loop, given the kept memory too, and our engine run by turns. All give the
 same scores, which is checked. CPU seconds, which other load on the machine distorts less than the
-clock; with one thread they are the time. --memory runs ours alone, once, and tells the process's
-peak.
+clock; with one thread they are the time.
+
+The protocol fixes which pixels the network computes, so the network's own part of our time is a
+bound: no engine that runs these passes in this framework is faster. --memory runs ours alone, once,
+and tells the process's peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import resource
-import time
-from collections.abc import Callable
+import statistics
 from dataclasses import replace
 from math import ceil
 from types import SimpleNamespace
@@ -27,11 +30,26 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rounds import Seconds, Work, by_turns, ratio_text, seconds
 from common.allocator import keep_freed_memory
 from common.protocols import PROTOCOLS, Protocol
 from fake_data import rules
 
 MODULES = ("backend", "models", "evaluate", "layers", "runtime")
+
+
+class Timed:
+    """A network that adds up the seconds of its passes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.cpu = 0.0
+
+    def __call__(self, image: Any) -> Any:
+        """Return what the network returns."""
+        found: list[Any] = []
+        self.cpu += seconds(lambda: found.append(self.model(image))).cpu
+        return found[0]
 
 
 def main() -> None:
@@ -40,51 +58,85 @@ def main() -> None:
     modules = {m: importlib.import_module(f"for_{words.side}.{m}") for m in MODULES}
     side = SimpleNamespace(name=words.side, **modules)
     side.backend.set_threads(words.threads)
+    # the sums of scores follow it
+    os.environ["OMP_NUM_THREADS"] = str(words.threads)
     protocol = PROTOCOLS["mscf"]
     crop_hw, scales = tuple(words.crop), tuple(words.scales or protocol.scales)
     protocol = replace(protocol, crop_hw=crop_hw, scales=scales)
-    model = side.models.build_model(words.model, classes=19, aux_heads=False)
-    model.eval()
-    arrays = side.backend.state_arrays(model)
-    x = side.backend.to_tensor(rules.image(1, 1, *words.size).astype(np.float32))
     pixels = sum(h * w * times for h, w, times in protocol.passes(*words.size))
     print(
         f"{words.side} {words.model} {words.size[0]}x{words.size[1]}, {protocol.text()}, "
         f"{words.threads} thread(s): {pixels / 1e6:.2f} million input pixels, "
         f"{pixels / np.prod(words.size):.1f} of the picture's"
     )
-    before = [] if words.memory else _seconds(lambda: plain_loop(side, model, x, protocol), words)
-    keep_freed_memory()
-    other = side.models.build_model(words.model, classes=19, aux_heads=False)
-    side.backend.load_arrays(other, arrays)
-    other.eval()
-    other, _ = side.runtime.to_channels_last(other)
-
-    def ours() -> Any:
-        return side.evaluate.scores(
-            other, x, protocol=protocol, size_hw=tuple(words.size), max_pixels=words.max_pixels
-        )
-
     if words.memory:
-        start, clock = _peak_mib(), time.perf_counter()
-        ours()
-        seconds = time.perf_counter() - clock
-        print(f"ours: {seconds:.1f} s; peak {_peak_mib():.0f} MiB, {start:.0f} before the picture")
-        return
-    plain = lambda: plain_loop(side, model, x, protocol)  # noqa: E731
+        keep_freed_memory()
+        _tell_memory(_engine(side, words, protocol, _network(side, words))[0])
+    else:
+        _compare(side, words, protocol)
+
+
+def _compare(side: Any, words: argparse.Namespace, protocol: Protocol) -> None:
+    model = _network(side, words)
+    arrays = side.backend.state_arrays(model)
+    image = _image(side, words)
+    published = Timed(model)
+
+    def plain() -> Any:
+        return plain_loop(side, published, image, protocol)
+
+    before = by_turns({"plain": plain}, rounds=words.rounds)["plain"]
+    keep_freed_memory()
+    other = _network(side, words)
+    side.backend.load_arrays(other, arrays)
+    ours, network = _engine(side, words, protocol, other)
     actual, expected = (side.backend.to_numpy(run()) for run in (ours, plain))
     largest = np.abs(actual - expected).max() / np.abs(expected).max()
     print(f"scores differ by at most {largest:.1e} of the largest")
-    pairs = [(_second(plain), _second(ours)) for _ in range(words.rounds)]
-    kept, engine = ([pair[i] for pair in pairs] for i in range(2))
-    for name, column in (("plain", before), ("plain, memory kept", kept), ("ours", engine)):
-        print(f"{name:20} {min(column):.2f} s, median {np.median(column):.2f} s")
-    print(f"plain / ours: {np.median(before) / np.median(engine):.2f} of medians")
-    ratios = [loop / own for loop, own in pairs]
-    print(
-        f"plain, memory kept / ours: median {np.median(ratios):.2f} of {len(ratios)} rounds "
-        f"({min(ratios):.2f}..{max(ratios):.2f})"
-    )
+    published.cpu = network.cpu = 0.0
+    found = by_turns({"plain, memory kept": plain, "ours": ours}, rounds=words.rounds)
+    kept, engine = found["plain, memory kept"], found["ours"]
+    for name, column in (("plain", before), *found.items()):
+        cpu = [s.cpu for s in column]
+        print(f"{name:20} {min(cpu):.2f} s, median {statistics.median(cpu):.2f} s")
+    # the round that warms up is in it
+    calls = words.rounds + 1
+    print(f"of these, the network: {published.cpu / calls:.2f} s of the plain loop, memory kept;")
+    print(f"{'':23}{network.cpu / calls:.2f} s of ours, {_share(network.cpu, engine):.0%}")
+    print(f"plain / ours: {ratio_text(before, engine)}")
+    print(f"plain, memory kept / ours: {ratio_text(kept, engine)}")
+    bound = statistics.median(s.cpu for s in kept) / (network.cpu / calls)
+    print(f"bound of the latter, were all but the network free: {bound:.2f}")
+
+
+def _share(network_cpu: float, engine: list[Seconds]) -> float:
+    return network_cpu / (len(engine) + 1) / statistics.fmean(s.cpu for s in engine)
+
+
+def _network(side: Any, words: argparse.Namespace) -> Any:
+    model = side.models.build_model(words.model, classes=19, aux_heads=False)
+    model.eval()
+    return model
+
+
+def _image(side: Any, words: argparse.Namespace) -> Any:
+    return side.backend.to_tensor(rules.image(1, 1, *words.size).astype(np.float32))
+
+
+def _engine(
+    side: Any, words: argparse.Namespace, protocol: Protocol, model: Any
+) -> tuple[Work, Timed]:
+    """Return our engine's run, with what `bisenet eval` does to the network, and the network."""
+    model, _ = side.runtime.to_channels_last(model)
+    network, image = Timed(model), _image(side, words)
+    scorer = side.evaluate.Scorer(network, protocol=protocol, max_pixels=words.max_pixels)
+    return lambda: scorer.scores(image, size_hw=tuple(words.size)), network
+
+
+def _tell_memory(ours: Work) -> None:
+    start = _peak_mib()
+    clock = seconds(ours).clock
+    print(f"ours: {clock:.1f} s; peak {_peak_mib():.0f} MiB, {start:.0f} before the picture")
 
 
 def plain_loop(side: Any, model: Any, image: Any, protocol: Protocol) -> Any:
@@ -120,18 +172,6 @@ def plain_loop(side: Any, model: Any, image: Any, protocol: Protocol) -> Any:
             part = resize(part, size_hw=(H, W), align_corners=True)
             total = part if total is None else total + part
     return total
-
-
-def _second(run: Callable[[], Any]) -> float:
-    started = time.process_time()
-    run()
-    return time.process_time() - started
-
-
-def _seconds(run: Callable[[], Any], words: argparse.Namespace) -> list[float]:
-    """Return the seconds of several runs after a first one that is not counted."""
-    run()
-    return [_second(run) for _ in range(words.rounds)]
 
 
 def _peak_mib() -> float:

@@ -6,6 +6,9 @@ Scores are computed from it by common.iou. CoinCheung/BiSeNet counts in float32,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 from numpy.typing import NDArray
@@ -76,9 +79,23 @@ class ConfusionMatrix:
         Raises:
             DataError: an update on a device had values that cannot be counted.
         """
-        if self._counts is None:
+        return self._with(None if self._counts is None else to_numpy(self._counts))
+
+    @staticmethod
+    def matrices(confusions: Sequence[ConfusionMatrix]) -> list[NDArray[np.int64]]:
+        """Return matrix() of each; what is on a device comes in one transfer.
+
+        Raises:
+            DataError: as matrix().
+        """
+        waiting = [c._counts for c in confusions if c._counts is not None]
+        rows = iter(to_numpy(paddle.stack(waiting)) if waiting else ())
+        return [c._with(None if c._counts is None else next(rows)) for c in confusions]
+
+    def _with(self, counts: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Return the host's counts and these, of a device, added up."""
+        if counts is None:
             return self._matrix.copy()
-        counts = to_numpy(self._counts)
         if counts[-1] > 0:
             raise DataError(
                 f"{int(counts[-1])} pixels could not be counted: expected labels 0.."
@@ -108,3 +125,54 @@ class ConfusionMatrix:
                 "A class map must have an integer dtype"
             )
         return logits_or_prediction.argmax(axis=1)
+
+
+class ImageBlock:
+    """Counts and class maps of single images, left on the device until they are read together.
+
+    Args:
+        classes: number of classes, at most 256.
+        ignore_index: label value of void pixels.
+    """
+
+    def __init__(self, *, classes: int, ignore_index: int) -> None:
+        self.classes = classes
+        self.ignore_index = ignore_index
+        self._confusions: list[ConfusionMatrix] = []
+        self._predictions: list[Tensor] = []
+
+    def add(self, prediction: Tensor, label: Tensor) -> None:
+        """Take one image, counted at once; a device is not waited for.
+
+        Args:
+            prediction: (H, W) integer classes.
+            label: (H, W) integer, 0..classes-1 or ignore_index.
+
+        Raises:
+            DataError: as ConfusionMatrix.update.
+        """
+        confusion = ConfusionMatrix(classes=self.classes, ignore_index=self.ignore_index)
+        confusion.update(prediction, label)
+        self._confusions.append(confusion)
+        self._predictions.append(prediction.astype(paddle.uint8))
+
+    def __len__(self) -> int:
+        return len(self._confusions)
+
+    def matrices(self) -> list[NDArray[np.int64]]:
+        """Return the images' matrices in order: one transfer for all.
+
+        Raises:
+            DataError: as ConfusionMatrix.matrix.
+        """
+        return ConfusionMatrix.matrices(self._confusions)
+
+    def predictions(self, places: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Return the (H, W) class maps of the images at these places: one transfer for all."""
+        if not places:
+            return []
+        chosen = [self._predictions[place] for place in places]
+        pixels = to_numpy(paddle.concat([p.flatten() for p in chosen], axis=0))
+        ends = np.cumsum([math.prod(p.shape) for p in chosen])[:-1]
+        parts = np.split(pixels, ends)
+        return [part.reshape(p.shape) for part, p in zip(parts, chosen, strict=True)]

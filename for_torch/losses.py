@@ -26,12 +26,11 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from common.config import LossConfig, OhemRule
+from common.config_sections import LossConfig, OhemRule
 from common.errors import ConfigError, DataError
 from common.iou import check_labels
-from for_torch.backend import host_view, to_numpy, to_tensor
+from for_torch.backend import host_view, pixel_cross_entropy, to_numpy, to_tensor
 from for_torch.detail_loss import DetailAggregateLoss
 
 
@@ -58,7 +57,7 @@ class OhemCrossEntropy(nn.Module):
     """Cross entropy, mean over the hard pixels of the batch on this device.
 
     Args:
-        rule: which pixels are kept; see common.config.LossConfig.ohem.
+        rule: which pixels are kept; see LossConfig.ohem.
         threshold: a pixel is hard when the probability of its label is below this.
         divisor: valid (or all) pixels // divisor are kept at least.
         min_kept: pixels kept at least under the "min_kept" rule (upstream's strict comparison
@@ -104,7 +103,7 @@ class OhemCrossEntropy(nn.Module):
             # upstream asks for more than n_min hard pixels; with n_min of them it is the same
             return self._mean_of_hardest(losses, hard, max(len(losses) // self.divisor, 1))
         if self.rule == "min_kept":
-            return self._mean_of_kept(losses, label.flatten() != self.ignore_index, valid, hard)
+            return self._mean_of_kept(losses, label, valid, hard)
         return losses.sum() / valid
 
     def _mean_of_hardest(self, losses: Tensor, hard: int, n_min: int) -> Tensor:
@@ -113,16 +112,19 @@ class OhemCrossEntropy(nn.Module):
             return keep_where(losses > self.hard_loss, losses).sum() / hard
         return keep_where(hardest(losses, n_min), losses).sum() / n_min
 
-    def _mean_of_kept(self, losses: Tensor, kept: Tensor, valid: int, hard: int) -> Tensor:
+    def _mean_of_kept(self, losses: Tensor, label: Tensor, valid: int, hard: int) -> Tensor:
         """Return PaddleSeg's mean: divided by (kept fraction + 1e-5), not by the kept pixels."""
         if valid > self.min_kept:
             limit = self.hard_loss
             if hard < self.min_kept:
                 limit = kth_largest(losses, self.min_kept)
             kept = losses > limit
+        else:
+            kept = label.flatten() != self.ignore_index
         # PaddleSeg computes the fraction in float32, whatever the dtype of the losses
-        fraction = kept.to(torch.float32).mean() + 1e-5
-        return keep_where(kept, losses).mean() / fraction.to(losses.dtype)
+        weights = kept.to(losses.dtype)
+        fraction = weights.to(torch.float32).mean() + 1e-5
+        return (losses * weights).mean() / fraction.to(losses.dtype)
 
 
 class SegmentationLoss(nn.Module):
@@ -236,7 +238,7 @@ def pixel_losses(logits: Tensor, label: Tensor, *, ignore_index: int) -> Tensor:
         # an index out of range kills the CUDA context; count_pixels reports it a moment later
         known = (label >= 0) & (label < logits.shape[1])
         label = torch.where(known, label, torch.full_like(label, ignore_index))
-    return F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none")
+    return pixel_cross_entropy(logits, label, ignore_index=ignore_index)
 
 
 def count_pixels(

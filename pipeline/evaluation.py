@@ -9,7 +9,7 @@ import heapq
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +51,9 @@ MODULES = (
     "distributed",
     "runtime",
 )
+BLOCK_IMAGES = 16
+"""Pictures of which counts and predictions stay on the device until they are read together. Each
+prediction is a byte for every pixel there: 2 MiB of a Cityscapes frame."""
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Counted:
     kept: list[tuple[float, int, NDArray[np.uint8]]] = field(
         default_factory=list[tuple[float, int, NDArray[np.uint8]]]
     )
-    """Heap of (-mean IoU, image, prediction): the worst pictures of this process."""
+    """(-mean IoU, -image, prediction): the worst pictures of this process, the worst first."""
 
 
 def run(settings: EvalSettings) -> int:
@@ -111,9 +114,12 @@ def evaluate(side: Any, settings: EvalSettings) -> EvalResult:
     )
     started = time.perf_counter()
     with EvalDisplay(len(samples), enabled=side.distributed.is_main()) as display:
-        for index, matrix, prediction in predictions(side, model, settings, samples):
-            _count(counted, index, matrix, prediction, keep=settings.worst)
-            display.advance(side.distributed.world_size(), at_most=len(samples))
+
+        def advance(pictures: int) -> None:
+            display.advance(pictures * side.distributed.world_size(), at_most=len(samples))
+
+        for indices, block in blocks(side, model, settings, samples, advance):
+            _count(counted, indices, block, keep=settings.worst)
     total = side.distributed.all_reduce_array
     times = total(counted.times)
     if (times != 1).any():
@@ -159,10 +165,24 @@ def load_model(side: Any, settings: EvalSettings) -> Any:
     return model
 
 
-def predictions(
-    side: Any, model: Any, settings: EvalSettings, samples: list[Sample]
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
-    """Yield (index, confusion matrix, (H, W) prediction) of this process's pictures, in order."""
+def blocks(
+    side: Any,
+    model: Any,
+    settings: EvalSettings,
+    samples: list[Sample],
+    advance: Callable[[int], None],
+) -> Iterator[tuple[list[int], Any]]:
+    """Yield (indices, metrics.ImageBlock) of this process's pictures, in order.
+
+    A device is not waited for here: it is when a block is read, once for its matrices.
+
+    Args:
+        side: the modules of one framework.
+        model: in evaluation mode.
+        settings: what is evaluated, and how.
+        samples: of the whole data set.
+        advance: is told the number of pictures of every batch; a device may still be at them.
+    """
     config = settings.config
     places = {sample.name: index for index, sample in enumerate(samples)}
     if len(places) != len(samples):
@@ -174,42 +194,41 @@ def predictions(
         world_size=side.distributed.world_size(),
         rank=side.distributed.rank(),
     )
+    rule = {"classes": config.model.classes, "ignore_index": config.data.ignore_index}
+    indices, block = list[int](), side.metrics.ImageBlock(**rule)
+    scorer = side.evaluate.Scorer(model, protocol=settings.protocol, max_pixels=settings.max_pixels)
     for batch in loader:
         label = batch["label"]
-        predicted = side.evaluate.predict(
-            model,
-            batch["image"],
-            protocol=settings.protocol,
-            size_hw=(label.shape[1], label.shape[2]),
-            max_pixels=settings.max_pixels,
-        )
+        predicted = scorer.predict(batch["image"], size_hw=(label.shape[1], label.shape[2]))
         for i, name in enumerate(batch["name"]):
-            confusion = side.metrics.ConfusionMatrix(
-                classes=config.model.classes, ignore_index=config.data.ignore_index
-            )
-            confusion.update(predicted[i : i + 1], label[i : i + 1])
-            shown = side.backend.to_numpy(predicted[i]).astype(np.uint8)
-            yield places[name], confusion.matrix(), shown
+            block.add(predicted[i], label[i])
+            indices.append(places[name])
+        advance(len(batch["name"]))
+        if len(block) >= BLOCK_IMAGES:
+            yield indices, block
+            indices, block = list[int](), side.metrics.ImageBlock(**rule)
+    if indices:
+        yield indices, block
 
 
-def _count(
-    counted: Counted,
-    index: int,
-    matrix: NDArray[np.int64],
-    prediction: NDArray[np.uint8],
-    *,
-    keep: int,
-) -> None:
-    own = image_mean_iou(matrix)
-    counted.matrix += matrix
-    counted.times[index] += 1
-    counted.image_iou[index] += own
-    if np.isnan(own) or keep == 0:
-        return
-    # of equals the later one goes, as in worst_images; no two entries share an index
-    heapq.heappush(counted.kept, (-own, -index, prediction))
-    if len(counted.kept) > keep:
-        heapq.heappop(counted.kept)
+def _count(counted: Counted, indices: list[int], block: Any, *, keep: int) -> None:
+    """Read a block: its matrices, and the predictions of those of its pictures that are kept."""
+    # until the block is read, its pictures have their place in it instead of a prediction
+    worst: list[tuple[float, int, NDArray[np.uint8] | int]] = list(counted.kept)
+    for place, (index, matrix) in enumerate(zip(indices, block.matrices(), strict=True)):
+        own = image_mean_iou(matrix)
+        counted.matrix += matrix
+        counted.times[index] += 1
+        counted.image_iou[index] += own
+        if not np.isnan(own):
+            # of equals the later one goes, as in worst_images; no two entries share an index
+            worst.append((-own, -index, place))
+    worst = heapq.nlargest(keep, worst, key=lambda entry: entry[:2])
+    new = [entry[2] for entry in worst if isinstance(entry[2], int)]
+    read = dict(zip(new, block.predictions(new), strict=True))
+    counted.kept = [
+        (own, index, read[kept] if isinstance(kept, int) else kept) for own, index, kept in worst
+    ]
 
 
 def _draw_worst(

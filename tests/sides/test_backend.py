@@ -1,5 +1,6 @@
 """The framework behind numpy: names, copies, gradients, recorded layers."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -220,3 +221,35 @@ def test_no_grad_records_no_graph(side: Any) -> None:
         out = block(_image(side))
     assert gradients == {}
     assert side.backend.to_numpy(out).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("void", [255, -1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_of_each_pixel_has_the_bits_of_the_framework_s_own(
+    side: Any, void: int, dtype: str
+) -> None:
+    functional = importlib.import_module(f"{side.name}.nn.functional")
+    axis = {"axis": 1} if side.name == "paddle" else {}
+    rng = np.random.default_rng(4)
+    scores = rng.standard_normal((3, 5, 6, 7)).astype(dtype)
+    label = rng.integers(0, 5, (3, 6, 7))
+    label[:, :2] = void
+    weight = side.backend.to_tensor(rng.random((3, 6, 7)).astype(dtype))
+    target = side.backend.to_tensor(label)
+    found = []
+    for own in (True, False):
+        logits = side.backend.leaf_tensor(scores)
+        if own:
+            losses = side.backend.pixel_cross_entropy(logits, target, ignore_index=void)
+        else:
+            options = {"ignore_index": void, "reduction": "none", **axis}
+            losses = functional.cross_entropy(logits, target, **options)
+        # weights at void pixels, too: no gradient passes there
+        (losses * weight).sum().backward()
+        found.append((side.backend.to_numpy(losses), side.backend.to_numpy(logits.grad)))
+    for own, expected in zip(*found, strict=True):
+        assert own.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(own, expected)
+    picked = np.take_along_axis(scores, np.where(label == void, 0, label)[:, None], 1)[:, 0]
+    by_hand = np.log(np.exp(scores).sum(axis=1)) - picked
+    np.testing.assert_allclose(found[0][0], np.where(label == void, 0, by_hand), rtol=1e-4)

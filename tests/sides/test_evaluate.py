@@ -89,8 +89,8 @@ def test_equals_the_public_evaluator(
         networks[name] = network(side, name, golden / f"eval/{system}_classifier.npz")
     x = ((image / 255 - np.array(facts["mean"])) / np.array(facts["std"])).transpose(2, 0, 1)
     x = side.backend.to_tensor(np.ascontiguousarray(x)[None])
-    arguments = {"protocol": protocol, "size_hw": label.shape}
-    found = side.backend.to_numpy(side.evaluate.scores(networks[name], x, **arguments))[0]
+    scorer = side.evaluate.Scorer(networks[name], protocol=protocol)
+    found = side.backend.to_numpy(scorer.scores(x, size_hw=label.shape))[0]
 
     with np.load(golden / f"eval/{system}_{key}.npz") as stored:
         score, argmax, hist = stored["score"], stored["argmax"], stored["hist"]
@@ -103,7 +103,7 @@ def test_equals_the_public_evaluator(
     counts = confusion_matrix(prediction, label.astype(int), classes=19, ignore_index=255)[:19]
     assert np.abs(counts - hist).sum() <= 2 * near_tie.sum()
     np.testing.assert_array_equal(counts.sum(axis=1), hist.sum(axis=1))
-    predicted = side.backend.to_numpy(side.evaluate.predict(networks[name], x, **arguments))
+    predicted = side.backend.to_numpy(scorer.predict(x, size_hw=label.shape))
     np.testing.assert_array_equal(predicted[0], prediction)
 
 
@@ -121,9 +121,17 @@ class Echo:
 
 
 def scored(side: Any, model: Any, image: np.ndarray, protocol: Protocol, **options: Any) -> Any:
-    options = {"size_hw": image.shape[2:], **options}
+    scorer = side.evaluate.Scorer(model, protocol=protocol, **options)
     x = side.backend.to_tensor(image)
-    return side.backend.to_numpy(side.evaluate.scores(model, x, protocol=protocol, **options))
+    return side.backend.to_numpy(scorer.scores(x, size_hw=image.shape[2:]))
+
+
+@pytest.fixture(params=["host", "device"])
+def place(side: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test twice: summed by NumPy, and by the operations that another device needs."""
+    if request.param == "device":
+        monkeypatch.setattr(side.evaluate, "host_view", lambda _tensor: None)
+    return request.param
 
 
 def picture(n: int, h: int, w: int) -> np.ndarray:
@@ -136,6 +144,7 @@ ROWS_SEEN = np.array([1, 1, 2, 2, 1, 1])
 COLUMNS_SEEN = np.array([1, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1])
 
 
+@pytest.mark.usefixtures("place")
 def test_overlaps_are_summed_or_averaged(side: Any) -> None:
     image = picture(2, 6, 11)
     seen = ROWS_SEEN[:, None] * COLUMNS_SEEN
@@ -145,6 +154,7 @@ def test_overlaps_are_summed_or_averaged(side: Any) -> None:
     np.testing.assert_allclose(found, image, rtol=1e-14)
 
 
+@pytest.mark.usefixtures("place")
 def test_mirror_images_are_mirrored_back_and_added(side: Any) -> None:
     image = picture(1, 5, 8)
     found = scored(side, Echo(), image, PROTOCOLS["flip"])
@@ -159,6 +169,7 @@ def test_mirror_images_are_mirrored_back_and_added(side: Any) -> None:
     np.testing.assert_array_equal(found, np.full((1, 3, 5, 8), 7.0))
 
 
+@pytest.mark.usefixtures("place")
 def test_the_softmax_of_both_is_added_before_the_exponential(side: Any) -> None:
     logits = np.log(np.array([1.0, 2.0, 5.0]))[None, :, None, None] * np.ones((1, 3, 4, 6))
     protocol = replace(WINDOWS, rule="exp_softmax", flip=True)
@@ -171,6 +182,7 @@ def test_the_softmax_of_both_is_added_before_the_exponential(side: Any) -> None:
     np.testing.assert_allclose(found[0, :, 2, 3], np.array([2, 4, 10]) / 8, rtol=1e-14)
 
 
+@pytest.mark.usefixtures("place")
 def test_a_picture_smaller_than_the_window_lies_on_zeros(side: Any) -> None:
     image = picture(1, 3, 4)
     seen: list[np.ndarray] = []
@@ -186,6 +198,7 @@ def test_a_picture_smaller_than_the_window_lies_on_zeros(side: Any) -> None:
     np.testing.assert_array_equal(seen, [expected])
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("max_pixels", [1, 150, 10**6])
 def test_every_pixel_is_computed_once_and_in_bounded_batches(
@@ -211,13 +224,30 @@ def test_every_pixel_is_computed_once_and_in_bounded_batches(
     np.testing.assert_allclose(found, np.concatenate(alone), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["ss", "msf", "mscf", "flip"])
+def test_the_host_and_a_device_give_the_same_scores(
+    side: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = PROTOCOLS[name]
+    if protocol.crop_hw is not None:
+        protocol = replace(protocol, crop_hw=(32, 64))
+    model = side.models.build_model("stdc1", classes=19, aux_heads=False)
+    model.eval()
+    image = picture(2, 64, 96).astype(np.float32)
+    on_host = scored(side, model, image, protocol)
+    monkeypatch.setattr(side.evaluate, "host_view", lambda _tensor: None)
+    on_device = scored(side, model, image, protocol)
+    assert on_host.dtype == on_device.dtype == np.float32
+    np.testing.assert_allclose(on_host, on_device, rtol=0, atol=2e-6 * np.abs(on_device).max())
+
+
 def test_a_picture_is_brought_to_the_label_s_size(side: Any) -> None:
     image = np.zeros((1, 3, 4, 4))
     image[0, 1, :, 2:] = 9.0
     # class 1 has 0, 0, 9, 9 from the left; corners aligned, 0, 0, 0, 4.5, 9, 9, 9 on seven columns
     x = side.backend.to_tensor(image)
-    arguments = {"protocol": NONE, "size_hw": (7, 7)}
-    found = side.backend.to_numpy(side.evaluate.predict(Echo(), x, **arguments))
+    scorer = side.evaluate.Scorer(Echo(), protocol=NONE)
+    found = side.backend.to_numpy(scorer.predict(x, size_hw=(7, 7)))
     assert found.shape == (1, 7, 7)
     assert found[0, 3].tolist() == [0, 0, 0, 1, 1, 1, 1]
 
@@ -235,9 +265,8 @@ def test_evaluation_counts_under_the_protocol_and_keeps_the_mode(side: Any) -> N
     matrix = side.evaluate.evaluate(model, [batch], protocol=protocol, **options).matrix()
     assert model.training
     model.eval()
-    prediction = side.backend.to_numpy(
-        side.evaluate.predict(model, batch["image"], protocol=protocol, size_hw=(32, 64))
-    )
+    scorer = side.evaluate.Scorer(model, protocol=protocol)
+    prediction = side.backend.to_numpy(scorer.predict(batch["image"], size_hw=(32, 64)))
     expected = confusion_matrix(prediction, label, **options)
     np.testing.assert_array_equal(matrix, expected)
     plain = side.evaluate.evaluate(model, [batch], **options).matrix()

@@ -19,6 +19,7 @@ from common.transforms import normalise
 from common.weights import write_weights
 from fake_data import rules
 from fake_data.scenes import generate
+from pipeline import evaluation
 from pipeline.eval_settings import parse_settings
 from pipeline.evaluation import run
 
@@ -109,6 +110,33 @@ def test_numbers_files_and_conventions(side: Any, folder: Path, tmp_path: Path) 
     names = [list(result["images"])[i].replace("/", "_") for i in np.argsort(own)[:2]]
     worst = sorted(path.name for path in (tmp_path / "worst").iterdir())
     assert worst == [f"{i + 1:02d}_{name}.png" for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_a_device_is_read_at_most_twice_for_every_block(
+    side: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: str
+) -> None:
+    more = ("--worst", "2", "--batch_size", batch_size)
+    expected = evaluated(side, folder, tmp_path / "host", *more)
+    reads = 0
+
+    def read(tensor: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return side.backend.to_numpy(tensor)
+
+    monkeypatch.setattr(evaluation, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(side.metrics, "host_view", lambda _tensor: None)
+    monkeypatch.setattr(side.metrics, "to_numpy", read)
+    found = evaluated(side, folder, tmp_path / "device", *more)
+    # five pictures in blocks of two: matrices of each block, and predictions while any are kept
+    assert 3 <= reads <= 6
+    for key in ("confusion_matrix", "numbers", "images", "classes"):
+        assert found[key] == expected[key]
+    drawn = [sorted((tmp_path / out / "worst").iterdir()) for out in ("host", "device")]
+    assert [path.name for path in drawn[0]] == [path.name for path in drawn[1]]
+    for own, other in zip(*drawn, strict=True):
+        assert own.read_bytes() == other.read_bytes()
 
 
 def test_weights_without_auxiliary_heads_give_the_same(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from common.iou import confusion_matrix
 
 VOID = 255
 
@@ -128,3 +129,56 @@ def test_any_void_value_is_counted_apart(side: Any, ignore_index: int) -> None:
     label = np.array([[[0, ignore_index, 2, ignore_index]]])
     confusion.update(to_tensor(np.array([[[1, 2, 2, 0]]])), to_tensor(label))
     assert confusion.matrix().tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 1]]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_block_keeps_images_apart_whatever_their_size(side: Any) -> None:
+    rng = np.random.default_rng(1)
+    block = side.metrics.ImageBlock(classes=3, ignore_index=VOID)
+    predictions = [rng.integers(0, 3, size) for size in ((4, 6), (5, 3), (2, 2))]
+    labels = [rng.integers(0, 3, prediction.shape) for prediction in predictions]
+    labels[1][:2] = VOID
+    to_tensor = side.backend.to_tensor
+    for prediction, label in zip(predictions, labels, strict=True):
+        block.add(to_tensor(prediction), to_tensor(label))
+    assert len(block) == 3
+    for found, prediction, label in zip(block.matrices(), predictions, labels, strict=True):
+        expected = confusion_matrix(prediction, label, classes=3, ignore_index=VOID)
+        np.testing.assert_array_equal(found, expected)
+    chosen = block.predictions([2, 0])
+    assert [found.dtype for found in chosen] == [np.uint8, np.uint8]
+    np.testing.assert_array_equal(chosen[0], predictions[2])
+    np.testing.assert_array_equal(chosen[1], predictions[0])
+    assert block.predictions([]) == []
+
+
+def test_a_device_is_read_once_for_a_block(side: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[tuple[int, ...]] = []
+
+    def read(tensor: Any) -> Any:
+        reads.append(tuple(tensor.shape))
+        return side.backend.to_numpy(tensor)
+
+    monkeypatch.setattr(side.metrics, "host_view", lambda _tensor: None)
+    monkeypatch.setattr(side.metrics, "to_numpy", read)
+    block = side.metrics.ImageBlock(classes=3, ignore_index=VOID)
+    one = side.backend.to_tensor(np.ones((4, 6), dtype=np.int64))
+    for _ in range(5):
+        block.add(one, one)
+    assert reads == []
+    assert [int(matrix[1, 1]) for matrix in block.matrices()] == [24] * 5
+    assert reads == [(5, 13)]
+    block.predictions([1, 3, 4])
+    assert reads == [(5, 13), (72,)]
+
+
+def test_a_block_with_an_image_that_cannot_be_counted_is_refused(
+    side: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side.metrics, "host_view", lambda _tensor: None)
+    block = side.metrics.ImageBlock(classes=3, ignore_index=VOID)
+    to_tensor = side.backend.to_tensor
+    block.add(to_tensor(np.array([[0, 1]])), to_tensor(np.array([[0, 1]])))
+    block.add(to_tensor(np.array([[0, 1]])), to_tensor(np.array([[0, 7]])))
+    with pytest.raises(DataError, match="1 pixels could not be counted"):
+        block.matrices()
