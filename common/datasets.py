@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.classes import COCO_STUFF_GAPS, LAST_RAW_ID, VOID, LabelEncoding, label_table
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.errors import DataError
 from common.images import read_image, read_label
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import AbsentClass
+from common.config_sections import AbsentClass
 from common.errors import DataError
 
 Counts = NDArray[np.int64]

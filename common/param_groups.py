@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from common.config import OptimizerConfig
+from common.config_sections import OptimizerConfig
 
 # convolution and linear weights; the only ranks, besides 1, that the networks have
 _WEIGHT_RANKS = (2, 4)

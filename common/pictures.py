@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.classes import CLASS_TABLES, colourise
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.errors import InputError
 from common.files import atomic_path
 

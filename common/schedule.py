@@ -8,7 +8,7 @@ of 1e-5: that is a warmup_ratio of 1e-5 / base_lr.
 
 from __future__ import annotations
 
-from common.config import ScheduleConfig
+from common.config_sections import ScheduleConfig
 
 
 def lr_factor(iteration: int, schedule: ScheduleConfig) -> float:

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.geometry import (
     Array,
     Step,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from paddle import Tensor, nn
 from paddle.optimizer import Momentum
 
-from common.config import AmpDtype, Precision
+from common.config_sections import AmpDtype, Precision
 from common.errors import ConfigError
 from common.weight_names import paddle_to_canonical, turn_linear
 from for_paddle.backend import to_numpy, to_tensor, trainable_parameters

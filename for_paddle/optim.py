@@ -18,7 +18,7 @@ from paddle import Tensor, nn
 from paddle.optimizer import Momentum
 from paddle.optimizer.lr import LambdaDecay
 
-from common.config import OptimizerConfig, ScheduleConfig
+from common.config_sections import OptimizerConfig, ScheduleConfig
 from common.param_groups import assign_groups, group_table
 from common.schedule import lr_factor
 from common.weight_names import turn_linear

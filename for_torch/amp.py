@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from common.config import AmpDtype, Precision
+from common.config_sections import AmpDtype, Precision
 from common.weight_names import is_batch_counter
 from for_torch.backend import to_numpy, to_tensor
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from common.config import OptimizerConfig, ScheduleConfig
+from common.config_sections import OptimizerConfig, ScheduleConfig
 from common.param_groups import assign_groups, group_table
 from common.schedule import lr_factor
 from for_torch.backend import to_numpy, trainable_parameters

@@ -19,7 +19,6 @@ from common.config import Config
 from common.errors import ConfigError
 from common.files import scratch_folder, write_text
 from common.provenance import code_digest, git_commit
-from pipeline.compare import Verdict, matching
 from pipeline.faults import FAULTS, Fault
 from pipeline.findings import AuditOutcome, Finding
 from pipeline.inputs import prepare_inputs
@@ -30,6 +29,7 @@ from pipeline.records import has_record, read_record, record_name
 from pipeline.runner import Options, resolve_data
 from pipeline.steps import SIDES, STEPS, Dtype, Side, Step, step_named
 from pipeline.training import floor_part
+from pipeline.verdicts import Verdict, matching
 
 # a wrong training shows within a few iterations; all other steps are as large as in verify
 SHORT = {"train_iters": 6, "train_iters_float32": 4, "train_warmup_iters": 2, "check_every": 2}

@@ -27,7 +27,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import Published, load_config
+from common.config import load_config
+from common.config_sections import Published
 from common.errors import ConfigError, InputError
 
 Side = Literal["torch", "paddle"]

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from common import sampling
-from common.config import Config, DataConfig
+from common.config import Config
+from common.config_sections import DataConfig
 from common.datasets import Split, load_samples
-from pipeline.probes import Array, Case, Part, prefixed
+from pipeline.cases import Array, Case, Part, prefixed
 
 TRACED_SAMPLES = 3
 TRACED_EPOCHS = 2

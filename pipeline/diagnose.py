@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.compare import Row
+from pipeline.verdicts import Row
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.compare import Verdict
 from pipeline.judge import Result
 from pipeline.report import headline, one_row_per_tensor, worst_verdict
 from pipeline.runner import Outcome
 from pipeline.steps import SIDES
+from pipeline.verdicts import Verdict
 
 # into a file or a CI log there is no width to fit: no column may be cut
 WIDTH = None if sys.stdout.isatty() else 140

@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common import iou
-from common.config import AbsentClass, Config
+from common.config import Config
+from common.config_sections import AbsentClass
 from common.protocols import Protocol
 
 ABSENT_TEXT: dict[AbsentClass, str] = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.compare import Verdict
+from pipeline.verdicts import Verdict
 
 
 @dataclass(frozen=True)

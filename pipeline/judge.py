@@ -8,24 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare import (
-    Allowance,
-    Row,
-    Verdict,
-    all_keys,
-    bound_for,
-    compare_draws,
-    compare_records,
-    compare_tensor_float32,
-    compare_zero,
-    magnitude,
-    matching,
-    missing_row,
-    overall,
-)
+from pipeline.compare import all_keys, compare_records, compare_zero, missing_row
 from pipeline.diagnose import Divergence, first_divergence
+from pipeline.differences import magnitude
 from pipeline.records import Array, Record
+from pipeline.rounding import compare_draws, compare_tensor_float32
 from pipeline.steps import SIDES, Step
+from pipeline.verdicts import Allowance, Row, Verdict, bound_for, matching, overall
 
 
 @dataclass(frozen=True)

@@ -1,106 +1,33 @@
-"""The probes: what each step records, written once and run on either side.
+"""The probes: what each step records, written once and run on either side (pipeline/cases.py).
 
-A probe sees one side (the modules of for_torch or for_paddle, which share one interface) and a
-case (configuration, dtype, saved inputs), and yields named arrays. It never sees the other side.
 The probes of data and training live in modules of their own.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import iou
-from common.config import Config, ModelConfig
-from common.weights import read_weights
-from fake_data import rules
-from pipeline.compare import magnitude
-
-Array = NDArray[Any]
-Part = tuple[str, dict[str, Array]]
-"""(name of the part, its arrays); the part "" is the step's record, others are snapshots."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a probe works on."""
-
-    config: Config
-    dtype: str
-    inputs: Mapping[str, Array]
-    """The step's saved inputs; float64, cast by ``tensor`` to the run's dtype."""
-    weights: Path | None = None
-    """Weights file; None takes weights by rule from each parameter's name and shape."""
-    real_frames: bool = False
-    """True when the data root holds real frames instead of generated ones."""
-
-    def cast(self, array: Array) -> Array:
-        """Return a floating array in the run's dtype, any other unchanged."""
-        return array.astype(self.dtype) if array.dtype.kind == "f" else array
-
-    def tensor(self, side: Any, key: str) -> Any:
-        """Return a saved input as a tensor of the side."""
-        return side.backend.to_tensor(self.cast(self.inputs[key]))
-
-
-def build_network(side: Any, model: ModelConfig) -> Any:
-    """Build the network of a configuration, with the side's own initialisation."""
-    return side.models.build_model(model.name, classes=model.classes, options=model.options)
-
-
-def build(side: Any, case: Case) -> Any:
-    """Build the side's network in the run's dtype and give it the case's weights."""
-    side.backend.set_default_dtype(case.dtype)
-    side.backend.seed_everything(case.config.verify.seed)
-    model = build_network(side, case.config.model)
-    if case.weights is None:
-        own = side.backend.state_arrays(model)
-        arrays = _rule_state(tuple((name, array.shape) for name, array in own.items()))
-        arrays = _with_negative_scales(arrays, side.backend.layers_of(model, side.norm.InPlaceABN))
-    else:
-        arrays = read_weights(case.weights)
-    side.backend.load_arrays(model, arrays)
-    side.backend.disable_dropout(model)
-    return model
-
-
-@lru_cache(maxsize=1)
-def _rule_state(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Array]:
-    """Return weights by rule; every build of the same network needs the same 13 million draws."""
-    return rules.rule_state(dict(shapes))
-
-
-def _with_negative_scales(
-    arrays: Mapping[str, Array], layers: Sequence[str]
-) -> Mapping[str, Array]:
-    """Make every other scale of these layers negative: InPlaceABN takes its absolute value."""
-    changed = dict(arrays)
-    for layer in layers:
-        scale = arrays[f"{layer}.weight"].copy()
-        scale[1::2] *= -1
-        changed[f"{layer}.weight"] = scale
-    return changed
-
-
-def build_loss(side: Any, case: Case) -> Any:
-    """Build the recipe's loss."""
-    config = case.config
-    return side.losses.build_loss(
-        config.loss, classes=config.model.classes, ignore_index=config.data.ignore_index
-    )
-
-
-def prefixed(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the arrays under prefix/name."""
-    return {f"{prefix}/{name}": array for name, array in arrays.items()}
+from common.config import Config
+from pipeline.cases import (
+    Array,
+    Case,
+    Part,
+    build,
+    build_loss,
+    build_network,
+    cast_batches,
+    prefixed,
+    short_schedule,
+)
+from pipeline.differences import magnitude, spread
 
 
 def _heads(side: Any, outputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -183,13 +110,6 @@ def _frame_matrix(side: Any, case: Case) -> NDArray[np.int64]:
     ).matrix()
 
 
-def cast_batches(side: Any, case: Case, loader: Any) -> Iterator[dict[str, Any]]:
-    """Yield a loader's batches with the images in the run's dtype."""
-    for batch in loader:
-        image = case.cast(side.backend.to_numpy(batch["image"]))
-        yield {**batch, "image": side.backend.to_tensor(image)}
-
-
 def probe_loss(side: Any, case: Case) -> Iterator[Part]:
     """Record every term and the gradient at the logits, for labels of several characters."""
     model = build_network(side, case.config.model)
@@ -262,17 +182,8 @@ def _draw_gradients(side: Any, case: Case, model: Any) -> list[dict[str, tuple[A
         image = case.tensor(side, f"{draw}/image")
         loss(model(image), case.tensor(side, f"{draw}/label"))["total"].backward()
         gradients = side.backend.gradients(model)
-        sampled.append({name: (_spread(g), magnitude(g)) for name, g in gradients.items()})
+        sampled.append({name: (spread(g).copy(), magnitude(g)) for name, g in gradients.items()})
     return sampled
-
-
-SAMPLE = 1 << 15
-
-
-def _spread(array: Array) -> Array:
-    """Return some thirty thousand elements, evenly spread, or all if there are fewer."""
-    # an odd stride, or a kernel's width could leave out every other column
-    return array.reshape(-1)[:: max(1, array.size // SAMPLE) | 1].copy()
 
 
 def probe_lr_schedule(side: Any, case: Case) -> Iterator[Part]:
@@ -350,11 +261,3 @@ def _gradient(name: str, like: Array) -> Array:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     scale = float(np.abs(like).mean()) or 1.0
     return rng.uniform(-scale, scale, like.shape)
-
-
-def short_schedule(config: Config, iterations: int, *, warmup: int = 2) -> Any:
-    """Return the recipe's schedule squeezed into a few iterations, warm-up and decay included."""
-    return config.schedule.model_copy(update={"max_iters": iterations, "warmup_iters": warmup})
-
-
-Probe = Callable[[Any, Case], Iterator[Part]]

@@ -30,8 +30,8 @@ from common.config import Config, load_config
 from common.errors import InputError
 from common.files import file_digest, write_text
 from pipeline import probes
+from pipeline.cases import Case, Part, Probe
 from pipeline.data_probe import data_key, probe_data
-from pipeline.probes import Case, Part, Probe
 from pipeline.records import read_arrays, record_name, write_record
 from pipeline.steps import SIDES, Side
 from pipeline.training import probe_training

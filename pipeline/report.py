@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 
 from common.files import write_text
 from common.provenance import code_digest, git_commit
-from pipeline.compare import CROSS_FACTOR, Row, Verdict, bound_for
 from pipeline.judge import Result
+from pipeline.rounding import CROSS_FACTOR
 from pipeline.runner import Outcome
 from pipeline.steps import SIDES
+from pipeline.verdicts import Row, Verdict, bound_for
 
 WORST_IN_SUMMARY = 3
 _PART = re.compile(r"^iteration\d+/")

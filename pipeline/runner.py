@@ -15,7 +15,6 @@ from common.errors import ConfigError, InputError
 from common.files import scratch_folder, write_text
 from common.weights import read_weights
 from fake_data import scenes
-from pipeline.compare import Row, Verdict
 from pipeline.inputs import DATA_STEPS, data_digest, prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
@@ -23,6 +22,7 @@ from pipeline.recording import Progress, Recording
 from pipeline.records import Record, has_record, read_record, record_name, remove_record
 from pipeline.steps import SIDES, STEPS, Step, step_named, with_given_weights
 from pipeline.training import FLOOR_PART, SNAPSHOT_KEYS, floor_part, snapshot_part
+from pipeline.verdicts import Row, Verdict
 
 SCENES_HW = (256, 512)
 SCENES_TRAIN, SCENES_VAL = 8, 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.compare import Allowance, Bound
+from pipeline.verdicts import Allowance, Bound
 
 Dtype = Literal["float64", "float32"]
 Side = Literal["torch", "paddle"]

@@ -10,16 +10,8 @@ from typing import Any
 import numpy as np
 
 from common import iou
+from pipeline.cases import Array, Case, Part, build, build_loss, cast_batches, short_schedule
 from pipeline.data_probe import small_data
-from pipeline.probes import (
-    Array,
-    Case,
-    Part,
-    build,
-    build_loss,
-    cast_batches,
-    short_schedule,
-)
 
 
 def snapshot_part(done: int) -> str:

@@ -1,11 +1,9 @@
 """Freed memory stays in the process: fewer page faults, seen in a process of its own."""
 
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import run_program
 
 PROGRAM = """
 import resource, sys
@@ -25,18 +23,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_pages_are_not_asked_for_again() -> None:
-    root = Path(__file__).parent.parent
-    faults = {
-        mode: int(
-            subprocess.run(
-                [sys.executable, "-c", PROGRAM, mode],
-                cwd=root,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for mode in ("keep", "default")
-    }
+    faults = {mode: int(run_program(PROGRAM, mode)) for mode in ("keep", "default")}
     assert faults["keep"] < 100
     assert faults["default"] > 10 * faults["keep"] + 1000

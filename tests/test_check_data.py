@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.classes import ADE20K, CITYSCAPES, COCO_STUFF, ClassTable, class_table
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.prepare.check import SplitCheck, check_data
 from common.prepare.check_pictures import histogram_picture, samples_picture
 from fake_data.scenes import generate

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.compare import Verdict, compare_draws
+from pipeline.rounding import compare_draws
+from pipeline.verdicts import Verdict
 
 TORCH = np.array([1e-6, 2e-6, 1e-6, 3e-6, 1e-6, 2e-6])
 

@@ -1,7 +1,6 @@
 """The training curve: what is drawn where, and what cannot be drawn."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from programs import run_program
 
 from common.curves import draw_curves, smoothed
 from common.errors import InputError, TrainingError
@@ -114,11 +114,5 @@ def test_pyplot_and_its_windows_are_not_loaded(tmp_path: Path) -> None:
         "loaded = 'matplotlib' in sys.modules; draw_curves(Path(sys.argv[1]), Path(sys.argv[2]));"
         "print(loaded, 'matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(log), str(tmp_path / "curves.png")],
-        cwd=Path(__file__).resolve().parent.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["False", "True", "False"]
+    printed = run_program(program, str(log), str(tmp_path / "curves.png"))
+    assert printed.split() == ["False", "True", "False"]

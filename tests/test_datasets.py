@@ -18,7 +18,7 @@ from common.classes import (
     colourise,
     label_table,
 )
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import Sample, detect_encodings, load_samples, read_sample
 from common.errors import DataError
 from common.images import read_image, read_label

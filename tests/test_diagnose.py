@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.compare import Row, Verdict
 from pipeline.diagnose import first_divergence
 from pipeline.steps import STEP_NAMES
+from pipeline.verdicts import Row, Verdict
 
 FAIL = Verdict.FAIL
 

@@ -40,7 +40,7 @@ for name in ("bisenetv1", "stdc1"):
             protocol = replace(protocol, crop_hw=(32, 64))
         if protocol.start.shape_hw is not None:
             protocol = replace(protocol, start=StartSize(shape_hw=(48, 80)))
-        labels = evaluate.predict(model, image, protocol=protocol, size_hw=size)
+        labels = evaluate.Scorer(model, protocol=protocol).predict(image, size_hw=size)
         found[f"{name}/{protocol.name}"] = backend.to_numpy(labels).astype(np.uint8)
 np.savez(out, **found)
 """

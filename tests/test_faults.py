@@ -16,11 +16,11 @@ import pytest
 from common.config import Config, load_config
 from common.errors import ConfigError
 from pipeline.audit import finding_of, judge_folders, narrow, select_faults, shown_in
-from pipeline.compare import Verdict
 from pipeline.faults import FAULTS, Fault, fault_named, inject
 from pipeline.findings import AuditOutcome, Finding, matrix_text
 from pipeline.records import record_name, write_record
 from pipeline.steps import SIDES, STEP_NAMES, STEPS, step_named
+from pipeline.verdicts import Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 CITYSCAPES = ROOT / "configs" / "bisenetv1_cityscapes.yml"

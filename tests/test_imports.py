@@ -4,14 +4,11 @@ common <- for_torch, for_paddle, pipeline, fake_data; the two sides never meet.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
+from programs import ROOT, run_program
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = ("common", "fake_data", "pipeline", "for_torch", "for_paddle")
 WATCHED = ("torch", "paddle", *OURS)
 
@@ -34,18 +31,11 @@ def _modules(package: str) -> list[str]:
     return names
 
 
-def _loaded_after_imports(modules: list[str]) -> dict[str, set[str]]:
-    """Module -> what was loaded once it, and those before it, were imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, ",".join(WATCHED), *modules],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+@cache
+def _loaded_after_imports(package: str) -> dict[str, set[str]]:
+    """Module of the package -> what was loaded once it, and those before it, were imported."""
+    printed = run_program(PROGRAM, ",".join(WATCHED), *_modules(package))
+    rows: dict[str, list[str]] = json.loads(printed.splitlines()[-1])
     return {module: set(loaded) for module, loaded in rows.items()}
 
 
@@ -63,7 +53,7 @@ def _loaded_after_imports(modules: list[str]) -> dict[str, set[str]]:
 def test_package_loads_nothing_else(package: str, may_load: set[str]) -> None:
     modules = _modules(package)
     assert package in modules
-    loaded = _loaded_after_imports(modules)
+    loaded = _loaded_after_imports(package)
     assert set(loaded) == set(modules)
     for module, tops in loaded.items():
         assert package in tops
@@ -74,5 +64,4 @@ def test_package_loads_nothing_else(package: str, may_load: set[str]) -> None:
     ("package", "framework"), [("for_torch", "torch"), ("for_paddle", "paddle")]
 )
 def test_the_framework_is_really_seen(package: str, framework: str) -> None:
-    loaded = _loaded_after_imports([f"{package}.backend"])
-    assert framework in loaded[f"{package}.backend"]
+    assert framework in _loaded_after_imports(package)[f"{package}.backend"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.compare import Row, Verdict
 from pipeline.diagnose import first_divergence
 from pipeline.judge import Result, compare_float32, compare_float64, judge, provenance_problems
 from pipeline.records import Record
 from pipeline.steps import ROUNDING, SIDES, STEPS, Step, step_named, with_given_weights
+from pipeline.verdicts import Row, Verdict
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

@@ -13,7 +13,7 @@ from common.classes import (
     LabelEncoding,
     label_table,
 )
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import Sample, load_samples, read_sample
 from common.errors import DataError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import OptimizerConfig
+from common.config_sections import OptimizerConfig
 from common.param_groups import assign_groups, group_table
 
 HEADS_V1 = ("ffm", "conv_out", "conv_out16", "conv_out32")

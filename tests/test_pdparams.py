@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from programs import run_program
 
 from common import pdparams
 from common.errors import WeightsError
 from common.weights import read_checkpoint, read_weights, write_weights
-
-ROOT = Path(__file__).resolve().parent.parent
 
 PADDLE = """
 import sys, warnings
@@ -81,24 +78,11 @@ paddle.save(loaded, sys.argv[2])
 """
 
 
-def _run(program: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def paddle_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that paddle.save has written: a convolution, a BatchNorm, a fully connected layer."""
     folder = tmp_path_factory.mktemp("paddle")
-    _run(PADDLE, str(folder))
+    run_program(PADDLE, str(folder))
     return folder
 
 
@@ -132,7 +116,7 @@ def test_paddle_reads_what_is_written(tmp_path: Path) -> None:
         "half": np.zeros(2, dtype=np.float16),
     }
     write_weights(path, arrays)
-    missing, unexpected, y, names, mean, half = json.loads(_run(READ_BACK, str(path)))
+    missing, unexpected, y, names, mean, half = json.loads(run_program(READ_BACK, str(path)))
     assert (missing, unexpected) == ([], [])
     assert y == [[14, 25, 36]]
     assert names == ["bn._mean", "fc.weight", "half"]
@@ -148,7 +132,7 @@ def test_paddle_passes_over_the_model_beside_the_weights(tmp_path: Path) -> None
         "bias": np.zeros(3, dtype=np.float32),
     }
     write_weights(path, arrays, model="stdc1")
-    missing, unexpected, weight, warned = json.loads(_run(WITH_MODEL, str(path), str(again)))
+    missing, unexpected, weight, warned = json.loads(run_program(WITH_MODEL, str(path), str(again)))
     assert (missing, warned) == ([], [])
     assert unexpected == ["bisenet.model"]
     assert weight == [[1, 2, 3], [4, 5, 6]]

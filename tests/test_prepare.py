@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.classes import CAMVID
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import load_samples, read_sample
 from common.errors import DataError, InputError
 from common.prepare import ade20k, camvid, coco_stuff, custom

@@ -12,7 +12,7 @@ import pytest
 from cityscapesscripts.helpers.labels import labels as official_labels
 from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import load_samples, read_sample
 from common.errors import DataError
 from common.images import label_png, read_label

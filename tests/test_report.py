@@ -14,7 +14,6 @@ import pytest
 from common.config import load_config
 from common.errors import InputError
 from common.provenance import code_digest
-from pipeline.compare import Row, Verdict
 from pipeline.diagnose import first_divergence
 from pipeline.judge import Result
 from pipeline.report import (
@@ -27,6 +26,7 @@ from pipeline.report import (
 )
 from pipeline.runner import Options, Outcome
 from pipeline.steps import step_named, with_given_weights
+from pipeline.verdicts import Row, Verdict
 
 CONFIG = load_config(
     Path(__file__).resolve().parent.parent / "configs" / "bisenetv1_cityscapes.yml"

@@ -9,7 +9,7 @@ from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.helpers.labels import name2label
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import load_samples, read_sample
 from common.errors import DataError, InputError
 from common.images import read_label

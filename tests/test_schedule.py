@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from common.config import ScheduleConfig
+from common.config_sections import ScheduleConfig
 from common.schedule import lr_factor
 
 

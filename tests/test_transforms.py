@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.transforms import (
     Transform,
     normalise,

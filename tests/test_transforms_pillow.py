@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from pydantic import ValidationError
 
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.transforms import (
     Transform,
     enlarge_to_crop,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 from common.classes import ADE20K_TRAIN_IDS
 from common.prepare.as_published import Layout, prepare_as_published
-from common.prepare.jobs import Progress
-from common.prepare.report import Report
 
 LAYOUT = Layout(
     name="ade20k",
@@ -18,16 +16,5 @@ LAYOUT = Layout(
     splits={"train": "training", "val": "validation"},
 )
 
-
-def prepare(
-    root: Path,
-    *,
-    out: Path | None = None,
-    separator: str = ",",
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> Report:
-    """Write train.txt and val.txt; see prepare_as_published."""
-    return prepare_as_published(
-        LAYOUT, root, out=out, separator=separator, workers=workers, progress=progress
-    )
+prepare = partial(prepare_as_published, LAYOUT)
+"""Write train.txt and val.txt; see prepare_as_published."""

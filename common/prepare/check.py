@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.classes import label_table
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.datasets import Sample, Split, load_samples
 from common.errors import DataError
 from common.images import read_image, read_label

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.classes import ClassTable
-from common.config import DataConfig
+from common.config_sections import DataConfig
 from common.files import write_text
 from common.pictures import save_png
 from common.prepare.check import DataCheck, SplitCheck

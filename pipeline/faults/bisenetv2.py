@@ -21,6 +21,7 @@ from pipeline.faults.patching import (
     in_model,
     replaced,
     resized_to,
+    swapped_heads,
     then_relu,
 )
 
@@ -86,18 +87,6 @@ def _after_context(layer: Any, side: Any) -> Any:
         return (*features[:3], features[4], features[4])
 
     return forward
-
-
-def _swap_heads(model: Any, side: Any) -> None:
-    right = model.forward
-
-    def forward(image: Any) -> Any:
-        logits = dict(right(image))
-        if "aux3" in logits:
-            logits["aux3"], logits["aux4"] = logits["aux4"], logits["aux3"]
-        return logits
-
-    model.forward = forward
 
 
 def _own_dropout(layer: Any, side: Any) -> Any:
@@ -235,7 +224,7 @@ _HEADS = (
         "forward",
         "eval/head/aux3",
         "aux3 and aux4 swapped in the output",
-        in_model(_swap_heads),
+        swapped_heads("aux3", "aux4"),
     ),
     _fault(
         "dropout_of_its_own",

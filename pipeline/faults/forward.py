@@ -15,6 +15,7 @@ from pipeline.faults.patching import (
     in_model,
     replaced,
     swapped_arguments,
+    swapped_heads,
 )
 
 
@@ -66,18 +67,6 @@ def _ffm_without_residual(layer: Any, side: Any) -> Any:
         return right(spatial, context) - features.pop()
 
     return forward
-
-
-def _swap_heads(layer: Any, side: Any) -> None:
-    right = layer.forward
-
-    def forward(image: Any) -> Any:
-        logits = dict(right(image))
-        if "aux16" in logits:
-            logits["aux16"], logits["aux32"] = logits["aux32"], logits["aux16"]
-        return logits
-
-    layer.forward = forward
 
 
 def _no_average(layer: Any, side: Any) -> Any:
@@ -204,7 +193,7 @@ FORWARD = (
         "forward",
         "eval/head/aux16",
         "aux16 and aux32 swapped in the output",
-        in_model(_swap_heads),
+        swapped_heads("aux16", "aux32"),
     ),
     Fault(
         "global_branch_missing",

@@ -90,6 +90,23 @@ def forward_of(path: str, make: Callable[[Any, Any], Any]) -> Patch:
     return in_model(change)
 
 
+def swapped_heads(one: str, other: str) -> Patch:
+    """Return a patch that gives two auxiliary heads' outputs each other's name, where they are."""
+
+    def change(model: Any, side: Any) -> None:
+        right = model.forward
+
+        def forward(image: Any) -> Any:
+            logits = dict(right(image))
+            if one in logits:
+                logits[one], logits[other] = logits[other], logits[one]
+            return logits
+
+        model.forward = forward
+
+    return in_model(change)
+
+
 def functional(side: Any) -> Any:
     """Return the side's framework functions (conv2d, interpolate, ...)."""
     return side.layers.F

@@ -4,11 +4,11 @@ import pytest
 from fake_recorder import Play, verdicts
 
 from common.config import Config
-from pipeline.compare import Verdict
 from pipeline.runner import (
     Outcome,
     snapshot_parts,
 )
+from pipeline.verdicts import Verdict
 
 TRAINING = """
 state = {"state/a": np.linspace(1, 2, 9), "moved/a": np.asarray(0.5)}

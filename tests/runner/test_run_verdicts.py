@@ -9,13 +9,13 @@ import pytest
 from fake_recorder import EVERYTHING, Play, verdicts
 
 from common.config import Config
-from pipeline.compare import Verdict
 from pipeline.judge import Result
 from pipeline.runner import (
     Options,
     Outcome,
 )
 from pipeline.steps import step_named
+from pipeline.verdicts import Verdict
 
 
 def test_equal_records_pass_and_are_removed(play: Play, out: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import LossConfig
+from common.config_sections import LossConfig
 from fake_data import rules
 
 RTOL = 1e-10

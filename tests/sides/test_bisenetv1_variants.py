@@ -15,7 +15,7 @@ import pytest
 from networks import BY_MODEL, Network, logits_of, noise, rule_model
 from numpy.typing import NDArray
 
-from common.config import OptimizerConfig
+from common.config_sections import OptimizerConfig
 from common.param_groups import assign_groups, group_table
 
 VARIANTS = [

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from networks import noise
 
-from common.config import OptimizerConfig, ScheduleConfig
+from common.config_sections import OptimizerConfig, ScheduleConfig
 
 
 @pytest.mark.parametrize("name", ["bisenetv2", "bisenetv2_2020"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.config import LossConfig
+from common.config_sections import LossConfig
 from common.errors import ConfigError, DataError
 from fake_data import rules
 

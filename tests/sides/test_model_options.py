@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, load_config
+from common.config import Config, load_config
+from common.config_sections import LossConfig, OptimizerConfig, ScheduleConfig
 from common.errors import ConfigError
+from pipeline.cases import Case, build_network
 from pipeline.inputs import prepare_inputs
-from pipeline.probes import Case, build_network, probe_backward, probe_loss
+from pipeline.probes import probe_backward, probe_loss
 from pipeline.records import read_arrays
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.config import LossConfig, OptimizerConfig, ScheduleConfig
+from common.config_sections import LossConfig, OptimizerConfig, ScheduleConfig
 from fake_data.rules import image, labels, rule_state
 
 HEADS_V1 = ("ffm", "conv_out", "conv_out16", "conv_out32")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.config import LossConfig, OptimizerConfig, ScheduleConfig
+from common.config_sections import LossConfig, OptimizerConfig, ScheduleConfig
 from common.errors import ConfigError, WeightsError
 from common.weights import read_weights, write_weights
 

@@ -14,7 +14,7 @@ import pytest
 from networks import BOUNDARIES, BOUNDARY_FLAGS, BY_MODEL, logits_of, noise, rule_model
 from numpy.typing import NDArray
 
-from common.config import LossConfig, OptimizerConfig, ScheduleConfig
+from common.config_sections import LossConfig, OptimizerConfig, ScheduleConfig
 from common.weight_names import is_batch_counter
 from fake_data import rules
 
