@@ -5,7 +5,7 @@ Used by test_golden_models.py and test_any_network.py, and by the files of singl
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -73,6 +73,8 @@ class Network:
     """How many parameters those are."""
     cancelled: frozenset[str] = frozenset()
     """Biases that a linear map and another BatchNorm follow: their gradient is rounding."""
+    gradient_rtol: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Case -> bound of its gradients, where RTOL is less than what rounding does to them."""
     negative: bool = False
     """True when its output was recorded with negative weights of InPlaceABN, too."""
 
@@ -179,7 +181,9 @@ def _v2(model: str, keys: int, tensors: int, numbers: int, **special: Any) -> Ne
     )  # fmt: skip
 
 
-def _stdc(model: str, keys: int, tensors: int, numbers: int, main_numbers: int) -> Network:
+def _stdc(
+    model: str, keys: int, tensors: int, numbers: int, main_numbers: int, **special: Any
+) -> Network:
     bise = "bise" in model
     return Network(
         model,
@@ -199,6 +203,7 @@ def _stdc(model: str, keys: int, tensors: int, numbers: int, main_numbers: int) 
         without_gradient=(*CLASSIFIER_LAYERS, *NOT_IN_THE_LOSS),
         unreached=7 + 3 * 4,
         negative=True,
+        **special,
     )
 
 
@@ -234,7 +239,9 @@ NETWORKS = (
         own_layers=("bga.sigmoid1", "bga.sigmoid2", "bga.up1", "bga.up2", "head.up", "aux*.up"),
     ),
     _stdc("stdc1", 271, 148, 12_048_928, 8_275_104),
-    _stdc("stdc2", 415, 220, 16_079_392, 12_305_568),
+    # one unit in the last place of the picture moves Torch's own gradients by 3e-11 to 8e-11 here,
+    # and Paddle's are off by 8e-11, 10e-11 and 11e-11 with MKL's SSE, AVX2 and AVX-512 kernels
+    _stdc("stdc2", 415, 220, 16_079_392, 12_305_568, gradient_rtol={"odd": 1e-9}),
     _stdc("bisestdc", 341, 187, 12_904_768, 8_980_800),
     _stdc("bisestdc2", 341, 187, 13_357_280, 9_433_312),
 )  # fmt: skip
@@ -279,8 +286,10 @@ def assert_close(actual: NDArray[Any], reference: NDArray[Any], name: str) -> No
     assert worst <= RTOL, f"{name}: {worst:.3e} of the largest value"
 
 
-def assert_sums(values: NDArray[Any], row: Mapping[str, float], name: str) -> None:
+def assert_sums(
+    values: NDArray[Any], row: Mapping[str, float], name: str, *, rtol: float = RTOL
+) -> None:
     """Sum and sum of squares; a sum cancels, so its scale is the bound of the sum of |values|."""
     scale = math.sqrt(values.size * row["sumsq"])
-    assert abs(values.sum() - row["sum"]) <= RTOL * scale, name
-    assert abs((values**2).sum() / row["sumsq"] - 1) <= RTOL, name
+    assert abs(values.sum() - row["sum"]) <= rtol * scale, name
+    assert abs((values**2).sum() / row["sumsq"] - 1) <= rtol, name
