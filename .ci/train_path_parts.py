@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import secrets
 import signal
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from common.log_lines import read_lines
 from common.run_log import LOG_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,12 +193,8 @@ def _short(word: str | Path) -> str:
 
 def log_rows(out: Path) -> list[dict[str, Any]]:
     """Return the lines of a training's log, as far as they are written."""
-    try:
-        lines = (out / LOG_NAME).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    # what follows the last line feed is being written
-    return [json.loads(line) for line in lines[:-1]]
+    log = out / LOG_NAME
+    return read_lines(log) if log.exists() else []
 
 
 # ---- comparisons --------------------------------------------------------------------------------

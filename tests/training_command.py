@@ -1,7 +1,6 @@
 """Starts tools/train.py, alone or under a launcher, watches its log and sends signals."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.log_lines import read_lines
 from common.run_log import LOG_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,12 +111,9 @@ def send(pid: int, number: int) -> None:
 
 
 def log_rows(out: Path) -> list[dict[str, Any]]:
-    try:
-        lines = (out / LOG_NAME).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    # what follows the last line feed is being written
-    return [json.loads(line) for line in lines[:-1]]
+    """Return the lines of the log, as far as they are written."""
+    log = out / LOG_NAME
+    return read_lines(log) if log.exists() else []
 
 
 def checkpoint_files(out: Path, iteration: int = ITERATIONS) -> dict[str, bytes]:

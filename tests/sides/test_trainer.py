@@ -303,7 +303,7 @@ def test_mixed_precision_on_a_cpu(side: Any, train: Any, level: str) -> None:
 def test_why_paddle_is_refused_there(side: Any, level: str) -> None:
     """Not a wish but what was found; where this fails Paddle has learned it, and amp.py can."""
     if side.name != "paddle":
-        pytest.skip("of Paddle")
+        pytest.skip("Torch has mixed precision on a CPU; only Paddle refuses it")
     paddle = importlib.import_module("paddle")
     x, weight = paddle.ones([1, 3, 4, 4]), paddle.ones([2, 3, 1, 1])
     conv2d = paddle.nn.functional.conv2d
