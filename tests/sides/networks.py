@@ -74,7 +74,7 @@ class Network:
     cancelled: frozenset[str] = frozenset()
     """Biases that a linear map and another BatchNorm follow: their gradient is rounding."""
     gradient_rtol: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Case -> bound of its gradients, where RTOL is less than what rounding does to them."""
+    """Case -> bound of Paddle's gradients, where RTOL is less than what rounding does to them."""
     negative: bool = False
     """True when its output was recorded with negative weights of InPlaceABN, too."""
 

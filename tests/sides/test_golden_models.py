@@ -35,7 +35,7 @@ class Run:
     def __init__(self, side: Any, golden: Path, network: Network, case: str) -> None:
         files = golden / "models"
         record = json.loads((files / f"{network.stem}.json").read_text())
-        self.network, self.case = network, case
+        self.network, self.case, self.side = network, case, side.name
         self.modules = record["eval_modules"]
         self.row = record["cases"][case]
         self.arrays = dict(np.load(files / f"{network.stem}_{case}.npz"))
@@ -109,7 +109,9 @@ def test_gradients_are_upstreams(run: Run) -> None:
     assert len(unreached) == network.unreached
     assert list(run.gradients) == [name for name in rows if name not in unreached]
     largest_of_all = max(rows[name][2] for name in run.gradients)
-    rtol = run.network.gradient_rtol.get(run.case, RTOL)
+    # the recorded numbers are Torch's: on that side there is no other order of the sums
+    ours = run.network.gradient_rtol if run.side == "paddle" else {}
+    rtol = ours.get(run.case, RTOL)
     for name, gradient in run.gradients.items():
         l2, total, largest = rows[name]
         if name in network.cancelled:
