@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InputError, TrainingError
-from common.files import atomic_path
+from common.errors import TrainingError
+from common.figures import new_figure, write_figure
 from common.log_lines import read_lines
 
 SMOOTHED_OVER = 40
@@ -41,15 +41,8 @@ def draw_curves(log: Path, out: Path) -> None:
     resumed = [
         line["iteration"] for line in lines if line.get("kind") == "header" and line["iteration"]
     ]
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"the training curve needs matplotlib ({error}); `pip install matplotlib`"
-        ) from None
     rows = 3 if evaluations else 2
-    figure = Figure(figsize=(9, 1 + 2.6 * rows), layout="constrained")
+    figure = new_figure("the training curve", (9, 1 + 2.6 * rows))
     panels: list[Any] = list(
         figure.subplots(rows, 1, sharex=True, height_ratios=[2, *[1] * (rows - 1)])
     )
@@ -62,8 +55,7 @@ def draw_curves(log: Path, out: Path) -> None:
         for iteration in resumed:
             panel.axvline(iteration, color="grey", linewidth=0.8, linestyle=":")
     panels[-1].set_xlabel("iteration" + (" (dotted: resumed)" if resumed else ""))
-    with atomic_path(out) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=100)
+    write_figure(out, figure)
 
 
 def _draw_loss(panel: Any, training: Lines) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.curves import smoothed
-from common.errors import InputError, TrainingError
-from common.files import atomic_path
+from common.errors import TrainingError
+from common.figures import new_figure, write_figure
 from common.log_lines import read_lines
 
 SAME_RECIPE = ("config_digest", "world_size")
@@ -108,14 +108,7 @@ def draw_pair(pair: Pair, out: Path) -> None:
     Raises:
         InputError: the picture cannot be written; matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"the curves need matplotlib ({error}); `pip install matplotlib`"
-        ) from None
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = new_figure("the picture of two curves", (9, 6.4))
     panels: list[Any] = list(figure.subplots(2, 1, sharex=True, height_ratios=[2, 1]))
     styles: Sequence[dict[str, Any]] = ({"linewidth": 2.4}, {"linewidth": 1.3, "linestyle": "--"})
     for name, loss, style in zip(pair.names, pair.losses, styles, strict=True):
@@ -131,8 +124,7 @@ def draw_pair(pair: Pair, out: Path) -> None:
     panels[1].set_xlabel("iteration")
     for panel in panels:
         panel.grid(visible=True, alpha=0.3)
-    with atomic_path(out) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=100)
+    write_figure(out, figure)
 
 
 def _header(lines: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.classes import colourise
-from common.errors import InputError
-from common.files import atomic_path
+from common.figures import new_figure, write_figure
 from common.pictures import save_png
 
 PANEL_WIDTH = 480
@@ -42,19 +41,12 @@ def draw_confusion(
     Raises:
         InputError: the picture cannot be written; matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"the confusion matrix needs matplotlib ({error}); `pip install matplotlib`"
-        ) from None
     classes = len(names)
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, matrix / np.maximum(totals, 1), np.nan)
     numbered = classes <= _MOST_NUMBERED
     side = 2.5 + 0.42 * classes if numbered else 12.0
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure("the confusion matrix", (side, side))
     axes: Any = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.axhline(classes - 0.5, color="black", linewidth=1.5)
@@ -65,8 +57,7 @@ def draw_confusion(
         axes.set_xticks(range(classes), names, rotation=90, fontsize=8)
         axes.set_yticks(range(classes + 1), [*names, "void"], fontsize=8)
         _write_shares(axes, shares)
-    with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    write_figure(path, figure)
 
 
 def _write_shares(axes: Any, shares: NDArray[np.float64]) -> None:

@@ -78,9 +78,9 @@ def by_hand(side: Any, folder: Path) -> list[np.ndarray]:
 
 
 def sample_label(raw: np.ndarray) -> np.ndarray:
-    from cityscapesscripts.helpers.labels import id2label
-
-    return np.vectorize(lambda value: id2label[int(value)].trainId % 256)(raw)
+    # the environments with another Paddle do without it
+    official = pytest.importorskip("cityscapesscripts.helpers.labels")
+    return np.vectorize(lambda value: official.id2label[int(value)].trainId % 256)(raw)
 
 
 def values(result: dict[str, Any]) -> dict[str, float]:
