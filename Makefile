@@ -25,7 +25,7 @@ endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: verify audit train_path test test_torch test_paddle lint clean
+.PHONY: verify audit train_path test test_free test_torch test_paddle lint clean
 
 $(STAMP): $(REQUIREMENTS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,10 +49,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# one framework per process: the tests in tests/sides run once on each side, both at the same time
+# one framework per process: the tests in tests/sides run once on each side, two parts at a time
 test: lint
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test_free test_torch test_paddle
+
+test_free: $(STAMP)
 	$(BIN)/pytest -q
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test_torch test_paddle
 
 test_torch: $(STAMP)
 	$(BIN)/pytest -q tests/sides --side torch
