@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from common.errors import DataError
 
@@ -59,6 +60,22 @@ def read_label(path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path}: the label has value {label.max()}; expected 0..255")
     # a grey PNG of 1, 2 or 4 bits is spread over 0..255 when it is read
     return label if depth == 8 and label.dtype == np.uint8 else _narrowed(label, depth)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return (H, W) of a picture file by its header alone; whether it is whole is not told.
+
+    Raises:
+        DataError: no such file, or its beginning is that of no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        # Pillow's own decoders raise SyntaxError for a broken header
+        raise DataError(f"{path}: not a picture ({error})") from None
 
 
 def has_colours(path: Path) -> bool:

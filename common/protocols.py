@@ -300,7 +300,7 @@ def changed(protocol: Protocol, **options: Any) -> Protocol:
     alone = {"stride_rate", "overlap"} & set(wanted)
     if made.crop_hw is None and alone:
         raise InputError(
-            f"protocol {protocol.name} has no sliding window, so {' and '.join(sorted(alone))} "
-            "mean nothing; give a window too, or take ssc or mscf"
+            f"protocol {protocol.name} has no sliding window for {' and '.join(sorted(alone))} to "
+            "change; give a window too, or take ssc or mscf"
         )
     return replace(made, name=f"{protocol.name}, changed")

@@ -309,7 +309,8 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            errors.print("interrupted; the recorders were stopped and no verdict was given")
+            verdict = "; the recorders were stopped and no verdict was given"
+            errors.print("interrupted" + (verdict if {"verify", "audit"} & set(sys.argv) else ""))
         raise
 
 

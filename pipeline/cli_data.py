@@ -30,6 +30,7 @@ from rich.progress import (
 from common.classes import class_table
 from common.config import load_config
 from common.errors import InputError
+from common.files import scratch_folder
 from common.prepare import ade20k, camvid, cityscapes, coco_stuff, custom
 from common.prepare.check import check_data
 from common.prepare.check_report import check_text, write_check
@@ -128,12 +129,15 @@ def check_data_command(
     loaded = load_config(config, overrides=overrides)
     chosen = loaded.data.model_copy(update={"root": data}) if data else loaded.data
     classes = loaded.model.classes
+    folder = out or Path("output") / "check" / config.stem
+    # before every file is read: a folder that cannot be written is told now
+    with scratch_folder(folder, prefix=".probe."):
+        pass
     with shown_progress("reading samples") as progress:
         check = check_data(chosen, classes=classes, workers=_processes(workers), progress=progress)
     table = class_table(chosen.dataset, classes=classes)
-    folder = out or Path("output") / "check" / config.stem
-    paths = write_check(check, folder, data=chosen, classes=classes, table=table)
     console.print(check_text(check), highlight=False, soft_wrap=True)
+    paths = write_check(check, folder, data=chosen, classes=classes, table=table)
     for path in paths:
         console.print(f"  {path}", highlight=False)
     raise typer.Exit(check.exit_code)

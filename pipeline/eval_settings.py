@@ -58,6 +58,8 @@ def parse_settings(arguments: Sequence[str]) -> EvalSettings:
         value = getattr(words, option)
         if value is not None and value < 1:
             raise InputError(f"--{option} {value}: expected at least 1")
+    if not words.weights.exists():
+        raise InputError(f"--weights {words.weights}: no such file")
     if words.worst < 0:
         raise InputError(f"--worst {words.worst}: expected 0 or more pictures")
     pixels = GPU_PIXELS if words.device == "gpu" else CPU_PIXELS
@@ -103,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", type=Path, required=True, help="Configuration file (YAML).")
-    add("--weights", type=Path, required=True, help="Weights: .safetensors, .pdparams, .pth.")
+    add(
+        "--weights",
+        type=Path,
+        required=True,
+        help="Weights: .safetensors, .pdparams, or .pth (torch).",
+    )
     add(
         *("--side", "--framework"),
         dest="framework",

@@ -9,8 +9,9 @@ import heapq
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from common.cpu_kernels import share_cores, usable_cores
 from common.datasets import Sample, load_samples, read_sample
 from common.errors import DataError
 from common.eval_weights import main_weights
-from common.files import file_digest, write_text
+from common.files import file_digest, scratch_folder, write_text
 from common.iou import image_mean_iou
 from common.pictures import palette_of
 from common.provenance import code_digest, git_commit
@@ -51,6 +52,8 @@ MODULES = (
     "distributed",
     "runtime",
 )
+WORST = "worst"
+"""Folder of the worst pictures in the output folder."""
 BLOCK_IMAGES = 16
 """Pictures of which counts and predictions stay on the device until they are read together. Each
 prediction is a byte for every pixel there: 2 MiB of a Cityscapes frame."""
@@ -84,19 +87,41 @@ def run(settings: EvalSettings) -> int:
     side.distributed.initialise(settings.device)
     side.backend.set_device(settings.device)
     keep_freed_memory()
-    result = evaluate(side, settings)
+    if side.distributed.is_main():
+        prepare_folder(settings.out)
+    # nobody draws before all have counted, and so not before the folder is prepared
+    result, counted = evaluate(side, settings)
     if side.distributed.is_main():
         report(result, settings)
+    # last, for the numbers must not be lost when the disk fills up
+    _draw_worst(settings, counted, result.image_iou)
     side.distributed.finalise()
     return 0
 
 
-def evaluate(side: Any, settings: EvalSettings) -> EvalResult:
-    """Evaluate this process's share, add up all processes', draw the worst pictures.
+def prepare_folder(out: Path) -> None:
+    """Make the output folder and remove the worst pictures of an earlier evaluation.
+
+    Before hours of work: a folder that cannot be written is told now.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with scratch_folder(out, prefix=".probe."):
+        pass
+    for path in (out / WORST).glob("[0-9][0-9]*_*.png"):
+        path.unlink()
+
+
+def evaluate(side: Any, settings: EvalSettings) -> tuple[EvalResult, Counted]:
+    """Evaluate this process's share, add up all processes'.
 
     Args:
         side: backend, checkpoints, models, data, metrics, evaluate, distributed of one framework.
         settings: what is evaluated, and how.
+
+    Returns:
+        The result of all processes, and what this one has counted.
 
     Raises:
         InputError: weights or data cannot be used.
@@ -122,16 +147,11 @@ def evaluate(side: Any, settings: EvalSettings) -> EvalResult:
             _count(counted, indices, block, keep=settings.worst)
     total = side.distributed.all_reduce_array
     times = total(counted.times)
-    if (times != 1).any():
-        wrong = [samples[i].name for i in np.flatnonzero(times != 1)[:3]]
-        raise RuntimeError(
-            f"{(times != 1).sum()} pictures were not evaluated exactly once: {', '.join(wrong)}"
-        )
+    require_each_once(times, [sample.name for sample in samples])
     image_iou = total(counted.image_iou)
-    _draw_worst(settings, samples, counted, image_iou)
     table = CLASS_TABLES.get(config.data.dataset)
     matrix = total(counted.matrix)
-    return EvalResult(
+    result = EvalResult(
         config=config,
         protocol=settings.protocol,
         class_names=names_of_classes(table.names if table else None, config.model.classes),
@@ -141,6 +161,23 @@ def evaluate(side: Any, settings: EvalSettings) -> EvalResult:
         seconds=time.perf_counter() - started,
         facts=_facts(side, settings, config),
     )
+    return result, counted
+
+
+def require_each_once(times: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Refuse counts in which a picture is missing or weighs double.
+
+    Args:
+        times: (images,): how often each picture was evaluated by all processes.
+        names: of the pictures.
+
+    Raises:
+        RuntimeError: naming the first of them; our own bug, or a process that lost its share.
+    """
+    wrong = np.flatnonzero(times != 1)
+    if len(wrong):
+        told = ", ".join(f"{names[i]} ({times[i]} times)" for i in wrong[:3])
+        raise RuntimeError(f"{len(wrong)} pictures were not evaluated exactly once: {told}")
 
 
 def load_model(side: Any, settings: EvalSettings) -> Any:
@@ -231,14 +268,10 @@ def _count(counted: Counted, indices: list[int], block: Any, *, keep: int) -> No
     ]
 
 
-def _draw_worst(
-    settings: EvalSettings,
-    samples: list[Sample],
-    counted: Counted,
-    image_iou: NDArray[np.float64],
-) -> None:
+def _draw_worst(settings: EvalSettings, counted: Counted, image_iou: NDArray[np.float64]) -> None:
     """Draw those of the worst pictures that this process has evaluated."""
     data, classes = settings.config.data, settings.config.model.classes
+    samples = load_samples(data, "val")
     own = {-index: prediction for _, index, prediction in counted.kept}
     for place, index in enumerate(worst_images(image_iou, settings.worst), start=1):
         if index not in own:
@@ -246,13 +279,14 @@ def _draw_worst(
         image, label = read_sample(samples[index], classes=classes, ignore_index=data.ignore_index)
         name = samples[index].name
         draw_errors(
-            settings.out / "worst" / f"{place:02d}_{name.replace('/', '_')}.png",
+            settings.out / WORST / f"{place:02d}_{name.replace('/', '_')}.png",
             image,
             label,
             own[index],
             palette=palette_of(data, classes=classes),
             ignore_index=data.ignore_index,
-            text=f"{name.rpartition('/')[2]}, own mIoU {percent(float(image_iou[index]))}",
+            # the number first: a long name is cut
+            text=f"own mIoU {percent(float(image_iou[index]))}, {name.rpartition('/')[2]}",
         )
 
 
@@ -293,10 +327,11 @@ def report(result: EvalResult, settings: EvalSettings) -> None:
         ),
     )
     images = len(result.image_names)
+    drawn = f", {WORST}/" if settings.worst else ""
     console.print(
         f"{images} pictures in {result.seconds:.1f} s, "
         f"{images / max(result.seconds, 1e-9):.2f} images/s; {settings.out}/eval.json, "
-        f"confusion_matrix.png, worst/",
+        f"confusion_matrix.png{drawn}",
         highlight=False,
         soft_wrap=True,
     )

@@ -35,7 +35,7 @@ PUBLISHED = {
     "bisestdc_seg50_cityscapes": [74.6],
     "bisestdc_seg75_cityscapes": [77.6],
     # PaddleSeg
-    "bisenetv2_paddleseg_cityscapes": [73.45, 73.19, 74.19, 74.61],
+    "bisenetv2_cityscapes_1024x1024_160k": [73.45, 73.19, 74.19, 74.61],
     # papers
     "bisenetv2_camvid": [72.4],
     "stdc1_camvid": [73.0],
@@ -58,7 +58,7 @@ RECIPES = {
     "stdc1_seg50_cityscapes": (1e-2, 5e-4, 60000, 1000, 16, 3, (512, 1024)),
     "stdc2_seg75_cityscapes": (1e-2, 5e-4, 60000, 1000, 16, 3, (512, 1024)),
     "bisestdc_seg50_cityscapes": (1e-2, 5e-4, 160000, 1000, 6, 2, (512, 1024)),
-    "bisenetv2_paddleseg_cityscapes": (5e-2, 5e-4, 160000, 0, 4, 4, (1024, 1024)),
+    "bisenetv2_cityscapes_1024x1024_160k": (5e-2, 5e-4, 160000, 0, 4, 4, (1024, 1024)),
     "bisenetv2_camvid": (5e-2, 5e-4, 10000, 0, 16, 1, (720, 960)),
     "stdc1_camvid": (1e-2, 5e-4, 10000, 200, 6, 4, (720, 960)),
 }

@@ -96,6 +96,43 @@ def test_files_without_partner(tmp_path: Path) -> None:
     assert "same name" in failures["a.png"]
 
 
+@pytest.mark.parametrize(
+    ("maker", "images", "labels"),
+    [
+        (ade20k, "images/training", "annotations/training"),
+        (coco_stuff, "images/train2017", "labels/train2017"),
+        (camvid, "images/train", "labels/train"),
+        (custom, "images/train", "labels/train"),
+    ],
+)
+def test_an_image_that_does_not_fit_its_label_is_a_failure(
+    tmp_path: Path, maker, images: str, labels: str
+) -> None:
+    for name in ("good", "junk", "small"):
+        pair(tmp_path, images, labels, name, [[1, 2], [1, 1]])
+    (tmp_path / images / "junk.jpg").write_bytes(b"no picture at all")
+    write(tmp_path / images / "small.jpg", np.zeros((3, 2, 3)))
+    report = maker.prepare(tmp_path)
+    reasons = {failure.file.name: failure.reason for failure in report.failures}
+    assert report.exit_code == 1
+    assert len(reasons) == 2
+    assert "label is 2x2 (H x W), its image 3x2" in reasons["small.png"]
+    assert any("junk.jpg: " in reason for reason in reasons.values())
+    assert (tmp_path / "train.txt").read_text().startswith(f"{images}/good.jpg,")
+    assert report.lists["train.txt"] == 1
+
+
+def test_a_list_whose_files_are_broken_now_is_removed(tmp_path: Path) -> None:
+    pair(tmp_path, "images/training", "annotations/training", "a", [[1]])
+    pair(tmp_path, "images/validation", "annotations/validation", "b", [[2]])
+    assert ade20k.prepare(tmp_path).exit_code == 0
+    (tmp_path / "annotations/validation/b.png").write_bytes(b"")
+    report = ade20k.prepare(tmp_path)
+    assert (report.exit_code, report.lists) == (1, {"train.txt": 1})
+    assert not (tmp_path / "val.txt").exists()
+    assert report.notes == ["val: no usable pair; the list of an earlier run was removed"]
+
+
 def test_no_data_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train2017"):
         coco_stuff.prepare(tmp_path)

@@ -14,7 +14,7 @@ from common.classes import VOID, LabelEncoding, label_table
 from common.errors import DataError
 from common.images import read_label
 from common.prepare.jobs import Failure, Progress, run_jobs
-from common.prepare.lists import Pair, pairs_by_stem, write_list
+from common.prepare.lists import Pair, pairs_by_stem, write_lists
 from common.prepare.report import Report
 
 
@@ -71,10 +71,12 @@ def prepare_as_published(
     if not pairs:
         raise DataError(f"{root}: no {layout.name} data. " + "; ".join(report.notes))
     looked_at = partial(check_label, encoding=layout.encoding, classes=layout.classes)
-    for split, bad in check_pairs(report, pairs, looked_at, workers, progress).items():
-        kept = [pair for pair in pairs[split] if pair[1] not in bad]
-        path = (out or root) / f"{split}.txt"
-        report.lists[path.name] = write_list(path, kept, root=root, separator=separator)
+    bad = check_pairs(report, pairs, looked_at, workers, progress)
+    usable = {
+        split: [pair for pair in files if pair[1] not in bad[split]]
+        for split, files in pairs.items()
+    }
+    write_lists(report, usable, out=out or root, separator=separator)
     return report
 
 

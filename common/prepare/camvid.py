@@ -20,7 +20,7 @@ from common.errors import DataError
 from common.images import has_colours, read_image, read_label
 from common.prepare.jobs import Progress
 from common.prepare.labels import LabelJob, make_labels
-from common.prepare.lists import Pair, pairs_by_stem, write_list
+from common.prepare.lists import Pair, pairs_by_stem, write_lists
 from common.prepare.report import Report
 
 SPLITS = ("train", "val", "test")
@@ -120,9 +120,7 @@ def prepare(
     for split, image, job in jobs:
         if job.target in made:
             usable[split].append((image, job.target))
-    for split, files in usable.items():
-        path = out / f"{split}.txt"
-        report.lists[path.name] = write_list(path, files, root=root, separator=separator)
+    write_lists(report, usable, out=out, separator=separator)
     return report
 
 

@@ -23,7 +23,7 @@ from common.errors import DataError
 from common.images import read_label
 from common.prepare.jobs import Failure, Progress
 from common.prepare.labels import LabelJob, make_labels
-from common.prepare.lists import Pair, write_list
+from common.prepare.lists import write_lists
 from common.prepare.report import Report
 
 Source = Literal["polygons", "label_ids"]
@@ -96,7 +96,10 @@ def prepare(
         for split, files in images.items()
     }
     report.failures += _orphans(root, source, jobs, [split for split in SPLITS if images[split]])
-    _write_lists(report, pairs, out=out, separator=separator)
+    lists = {split: files for split, files in pairs.items() if images[split]}
+    if images["train"] or images["val"]:
+        lists["trainval"] = [*pairs["train"], *pairs["val"]]
+    write_lists(report, lists, out=out, separator=separator)
     return report
 
 
@@ -188,13 +191,3 @@ def _orphans(
     found = [path for split in splits for path in (root / "gtFine" / split).glob(f"*/*{end}")]
     alone = sorted(path for path in found if path not in known)
     return [Failure(path, "no image for this annotation") for path in alone]
-
-
-def _write_lists(
-    report: Report, pairs: dict[str, list[Pair]], *, out: Path, separator: str
-) -> None:
-    lists = {**pairs, "trainval": [*pairs["train"], *pairs["val"]]}
-    for split, files in lists.items():
-        if files:
-            path = out / f"{split}.txt"
-            report.lists[path.name] = write_list(path, files, root=report.root, separator=separator)

@@ -14,7 +14,7 @@ from common.classes import VOID
 from common.errors import DataError
 from common.images import read_image, read_label
 from common.prepare.jobs import Failure, Progress, run_jobs
-from common.prepare.lists import Pair, held_out, pairs_by_stem, write_list
+from common.prepare.lists import Pair, held_out, pairs_by_stem, write_lists
 from common.prepare.report import Report
 
 SPLITS = ("train", "val", "test")
@@ -65,10 +65,7 @@ def prepare(
     if not splits:
         training, validation = held_out(good[""], fraction=val_fraction)
         good = {"train": training, "val": validation}
-    for split, files in good.items():
-        if files:
-            path = out / f"{split}.txt"
-            report.lists[path.name] = write_list(path, files, root=root, separator=separator)
+    write_lists(report, good, out=out, separator=separator)
     return report
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common.datasets import list_fields
 from common.errors import DataError
 from common.files import write_text
+from common.images import picture_size
 from common.prepare.jobs import Failure
+from common.prepare.report import Report
 
 Pair = tuple[Path, Path]
 """Image and label."""
@@ -72,6 +74,56 @@ def write_list(path: Path, pairs: Iterable[Pair], *, root: Path, separator: str)
     text = list_text(pairs, root=root, separator=separator)
     write_text(path, text)
     return text.count("\n")
+
+
+def write_lists(
+    report: Report, pairs: Mapping[str, Sequence[Pair]], *, out: Path, separator: str
+) -> None:
+    """Write the list of every split, of the pairs whose sizes agree; report the others.
+
+    A list of an earlier run whose split has no usable pair any more is removed: it would name
+    files that are broken now.
+
+    Args:
+        report: of the preparation.
+        pairs: split -> its images and labels, which are there.
+        out: folder of the lists.
+        separator: between image and label.
+
+    Raises:
+        DataError: a path holds the separator.
+        InputError: the folder cannot be written.
+    """
+    differing: dict[Pair, Failure] = {}
+    for pair in dict.fromkeys(pair for files in pairs.values() for pair in files):
+        failure = _size_failure(pair)
+        if failure is not None:
+            differing[pair] = failure
+    report.failures += differing.values()
+    for split, files in pairs.items():
+        path = out / f"{split}.txt"
+        usable = [pair for pair in files if pair not in differing]
+        if usable:
+            report.lists[path.name] = write_list(
+                path, usable, root=report.root, separator=separator
+            )
+        elif path.is_file():
+            path.unlink()
+            report.notes.append(f"{split}: no usable pair; the list of an earlier run was removed")
+
+
+def _size_failure(pair: Pair) -> Failure | None:
+    """Compare the sizes in the headers, which takes no reading of the whole picture."""
+    sizes: list[str] = []
+    for path in pair:
+        try:
+            sizes.append("{}x{}".format(*picture_size(path)))
+        except DataError as error:
+            return Failure(path, str(error))
+    if sizes[0] == sizes[1]:
+        return None
+    reason = f"{pair[1]}: the label is {sizes[1]} (H x W), its image {sizes[0]}"
+    return Failure(pair[1], reason)
 
 
 def pairs_by_stem(

@@ -55,7 +55,7 @@ SERIES = {
     "bisestdc_seg50_cityscapes": "bisestdc_06f8733/bisestdc",
     "bisestdc_seg75_cityscapes": "bisestdc_06f8733/bisestdc",
     "bisestdc2_cityscapes": "bisestdc_06f8733/bisestdc",
-    "bisenetv2_paddleseg_cityscapes": "paddleseg_d7975e7/bisenetv2_city",
+    "bisenetv2_cityscapes_1024x1024_160k": "paddleseg_d7975e7/bisenetv2_city",
 }
 """Configuration -> the series of lr.json whose recipe it states."""
 
@@ -198,7 +198,7 @@ def test_groups_are_upstreams(
 
 
 def test_the_mixed_recipe_decays_everything_equally(side: Any, built: Callable[..., Built]) -> None:
-    config = load_config(CONFIGS[0].parent / "bisenetv2_paddleseg_cityscapes.yml")
+    config = load_config(CONFIGS[0].parent / "bisenetv2_cityscapes_1024x1024_160k.yml")
     optimizer, _ = side.optim.build_optimizer(
         built("bisenetv2").model, optimizer=config.optimizer, schedule=config.schedule
     )

@@ -13,7 +13,7 @@ import pytest
 
 from common.config import load_config
 from common.datasets import load_samples
-from common.errors import DataError, WeightsError
+from common.errors import DataError, InputError, WeightsError
 from common.iou import confusion_matrix, image_mean_iou, kappa, mean_iou, pixel_accuracy
 from common.transforms import normalise
 from common.weights import write_weights
@@ -187,6 +187,50 @@ def test_the_launcher_evaluates_each_picture_once(side: Any, folder: Path, tmp_p
     drawn = [sorted(p.name for p in (d / "worst").iterdir()) for d in (out, tmp_path / "alone")]
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == PICTURES
+
+
+def test_the_worst_pictures_are_those_of_this_evaluation(
+    side: Any, folder: Path, tmp_path: Path
+) -> None:
+    evaluated(side, folder, tmp_path, "--worst", "3")
+    own = tmp_path / "worst" / "notes.txt"
+    own.write_text("a person's", encoding="utf-8")
+    evaluated(side, folder, tmp_path, "--worst", "1")
+    names = sorted(path.name for path in (tmp_path / "worst").iterdir())
+    assert [name[:3] for name in names] == ["01_", "not"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    side: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", None)  # is not reached
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="file"):
+        evaluated(side, folder, tmp_path / "file")
+
+
+def test_the_numbers_outlive_a_disk_that_fills_up_while_drawing(
+    side: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_options: Any) -> None:
+        raise InputError("cannot write: no space left on device")
+
+    monkeypatch.setattr(evaluation, "draw_errors", full)
+    with pytest.raises(InputError, match="no space"):
+        evaluated(side, folder, tmp_path, "--worst", "1")
+    assert json.loads((tmp_path / "eval.json").read_text())["numbers"]
+
+
+def test_a_picture_that_is_left_out_or_counted_twice_is_an_error() -> None:
+    names = ["a", "b", "c"]
+    evaluation.require_each_once(np.array([1, 1, 1]), names)
+    with pytest.raises(RuntimeError, match=r"2 pictures .*: a \(2 times\), c \(0 times\)"):
+        evaluation.require_each_once(np.array([2, 1, 0]), names)
+
+
+def test_missing_weights_are_no_such_file(side: Any, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.safetensors: no such file"):
+        evaluated(side, folder, tmp_path, weights="nowhere")
 
 
 def test_a_backbone_is_refused(side: Any, folder: Path, tmp_path: Path) -> None:
