@@ -38,16 +38,21 @@ MAX_OPCODES = 4 * MAX_ITEMS
 """Instructions of the pickle; a real file has about 30 per array."""
 
 
+OBJECT = "O8"
+"""numpy's name of an array of objects: what np.save makes of a dictionary."""
+
+
 class RefusedContentError(Exception):
     """The pickle names something that a weights file has no use for."""
 
 
-def decode(content: bytes, *, where: str) -> object:
+def decode(content: bytes, *, where: str, boxed: bool = False) -> object:
     """Return what a .pdparams file holds: nested dicts, lists, tuples, numbers, texts and arrays.
 
     Args:
         content: the bytes of the file.
         where: the file's name, for the messages.
+        boxed: the whole lies in an array of one object, as np.save pickles a dictionary.
 
     Raises:
         WeightsError: the file is empty, truncated, damaged, or holds anything but plain data.
@@ -61,6 +66,8 @@ def decode(content: bytes, *, where: str) -> object:
         rest = len(content) - stream.tell()
         if rest:
             raise ValueError(f"{rest} bytes follow its end")
+        if boxed:
+            loaded = _unboxed(loaded)
         return _plain(loaded, count(), depth=0)
     except RefusedContentError as error:
         raise WeightsError(
@@ -108,7 +115,7 @@ class _DType:
     __slots__ = ("dtype",)
 
     def __init__(self, code: object) -> None:
-        if code not in DTYPES:
+        if code not in (*DTYPES, OBJECT):
             raise RefusedContentError(f"an array's dtype is {code!r}, expected one of {DTYPES}")
         self.dtype: np.dtype[Any] = np.dtype(str(code))
 
@@ -124,15 +131,22 @@ class _DType:
 class _Array:
     """Stands for numpy.ndarray until its bytes have been checked."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "boxed")
 
     def __init__(self) -> None:
         self.array: NDArray[Any] | None = None
+        self.boxed: list[object] = []
+        """The one object of an array of objects, which only decode(boxed=True) takes out."""
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("an array's state is not numpy's")
         _, shape, dtype, fortran, data = state
+        if isinstance(dtype, _DType) and dtype.dtype.hasobject:
+            if shape != () or not isinstance(data, list) or len(data) != 1:
+                raise RefusedContentError("an array holds objects instead of numbers")
+            self.boxed = data
+            return
         self.array = _array(data, dtype, shape, "F" if fortran else "C")
 
 
@@ -158,7 +172,8 @@ def _array(data: object, dtype: object, shape: object, order: object) -> NDArray
     if isinstance(data, str):
         # protocol 2 of Python 2 has no bytes
         data = data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType):
+    plain = isinstance(dtype, _DType) and not dtype.dtype.hasobject
+    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType) or not plain:
         raise RefusedContentError("an array holds objects instead of numbers")
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("an array's shape is not one")
@@ -239,6 +254,12 @@ def _check_opcodes(content: bytes) -> None:
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
+def _unboxed(value: object) -> object:
+    if not isinstance(value, _Array) or not value.boxed:
+        raise ValueError("it is no array of one object")
+    return value.boxed[0]
+
+
 def _plain(value: object, counter: Iterator[int], *, depth: int) -> object:
     """Replace the stand-ins by arrays; a pickle can nest without end."""
     if depth > MAX_DEPTH or next(counter) > MAX_ITEMS:
@@ -246,6 +267,8 @@ def _plain(value: object, counter: Iterator[int], *, depth: int) -> object:
             f"it nests deeper than {MAX_DEPTH} levels or over {MAX_ITEMS} values"
         )
     if isinstance(value, _Array):
+        if value.boxed:
+            raise RefusedContentError("an array holds objects instead of numbers")
         if value.array is None:
             raise ValueError("an array has no content")
         return value.array

@@ -321,3 +321,35 @@ def test_other_bytes_are_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="truncated or damaged"):
         read_weights(path)
+
+
+def boxed(content: Any, *, dtype: Any = object) -> bytes:
+    """Pickle as np.save does: the whole in an array without dimensions."""
+    return pickle.dumps(np.array(content, dtype=dtype), protocol=4)
+
+
+def test_a_dictionary_that_numpy_saved() -> None:
+    content = {"a": np.arange(6.0).reshape(2, 3), "b": np.float64(2.5), "c": np.zeros((), "i8")}
+    found: Any = pdparams.decode(boxed(content), where="w", boxed=True)
+    assert list(found) == ["a", "b", "c"]
+    for key, value in content.items():
+        np.testing.assert_array_equal(found[key], value)
+    # a weights file is none, and nothing is boxed twice
+    with pytest.raises(WeightsError, match="refused, an array holds objects"):
+        pdparams.decode(boxed(content), where="w")
+    with pytest.raises(WeightsError, match="refused, an array holds objects"):
+        pdparams.decode(boxed({"x": np.array({}, dtype=object)}), where="w", boxed=True)
+
+
+@pytest.mark.parametrize("content", [{"x": os.system}, {"x": Path("x")}, {"x": {1}}])
+def test_a_box_hides_nothing(content: Any) -> None:
+    with pytest.raises(WeightsError, match="refused"):
+        pdparams.decode(boxed(content), where="w", boxed=True)
+
+
+@pytest.mark.parametrize("content", [[{}, {}], 1.5])
+def test_what_is_no_box(content: Any) -> None:
+    wanted = "refused|no array of one object"
+    dtype = object if isinstance(content, list) else float
+    with pytest.raises(WeightsError, match=wanted):
+        pdparams.decode(boxed(content, dtype=dtype), where="w", boxed=True)
