@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,9 +79,17 @@ def file_digest(path: Path) -> str:
 
 def tree_digest(folders: list[Path], *, pattern: str = "*.py") -> str:
     """Return the sha256 over relative names and contents of all matching files below folders."""
+    return contents_digest(
+        (path.relative_to(folder.parent).as_posix(), path.read_bytes())
+        for folder in folders
+        for path in sorted(folder.rglob(pattern))
+    )
+
+
+def contents_digest(files: Iterable[tuple[str, bytes]]) -> str:
+    """Return the sha256 over names and contents, in the order given."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob(pattern)):
-            digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, content in files:
+        digest.update(name.encode() + b"\0")
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
-from pathlib import Path
+import tarfile
+from pathlib import Path, PurePosixPath
 
-from common.files import tree_digest
+from common.files import contents_digest, tree_digest
 
 CODE_FOLDERS = ("common", "for_paddle", "for_torch", "pipeline", "fake_data")
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +21,39 @@ def code_digest(root: Path | None = None) -> str:
         root: folder that holds CODE_FOLDERS; None: the one that this code runs from.
     """
     return tree_digest([(root or ROOT) / folder for folder in CODE_FOLDERS])
+
+
+def committed_code_digest(commit: str, *, root: Path | None = None) -> str:
+    """Return what code_digest was in a clean checkout of a commit.
+
+    Args:
+        commit: hash of the commit.
+        root: a folder of the repository; None: the one that this code runs from.
+
+    Returns:
+        The sha256, or an empty text when there is no git or it does not know the commit.
+    """
+    # an option could not be told from a commit by git
+    if not commit.isalnum():
+        return ""
+    command = ["git", "-C", str(root or ROOT), "archive", "--format=tar", commit, *CODE_FOLDERS]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError:
+        return ""
+    if done.returncode != 0:
+        return ""
+    sources: dict[PurePosixPath, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        for member in archive:
+            stream = archive.extractfile(member) if member.name.endswith(".py") else None
+            if stream is not None:
+                sources[PurePosixPath(member.name)] = stream.read()
+    return contents_digest(
+        (path.as_posix(), sources[path])
+        for folder in CODE_FOLDERS
+        for path in sorted(path for path in sources if path.parts[0] == folder)
+    )
 
 
 def git_commit(root: Path | None = None) -> str:

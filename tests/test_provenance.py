@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import provenance
-from common.provenance import CODE_FOLDERS, code_digest, git_commit
+from common.provenance import CODE_FOLDERS, code_digest, committed_code_digest, git_commit
 
 
 def make_tree(root: Path) -> None:
@@ -49,7 +49,11 @@ def test_the_commit_is_marked_when_the_code_differs(tmp_path: Path) -> None:
         return done.stdout.strip()
 
     make_tree(tmp_path)
+    (tmp_path / "common" / "a").mkdir()
+    for name in ("a/b.py", "a-b.py"):
+        (tmp_path / "common" / name).write_text("x = 1\n")
     assert git_commit(tmp_path) == "unknown"
+    assert committed_code_digest("0" * 12, root=tmp_path) == ""
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "-m", "a")
@@ -57,7 +61,10 @@ def test_the_commit_is_marked_when_the_code_differs(tmp_path: Path) -> None:
     assert git_commit(tmp_path) == commit
     (tmp_path / "README.md").write_text("not code")
     assert git_commit(tmp_path) == commit
+    # a-b.py and a/b.py sort otherwise as texts than as paths
+    assert committed_code_digest(commit, root=tmp_path) == code_digest(tmp_path)
     (tmp_path / "common" / "a.py").write_text("changed\n")
+    assert committed_code_digest(commit, root=tmp_path) != code_digest(tmp_path)
     assert git_commit(tmp_path) == f"{commit}+changes"
 
 
