@@ -146,21 +146,21 @@ def _recipe_problems(summary: Mapping[str, Any], config: Config, verified: Path)
     if summary.get("recipe_digest") == config.recipe_digest():
         return []
     try:
-        differences = list(_differences(load_config(verified).recipe(), config.recipe()))
+        found = list(differences(load_config(verified).recipe(), config.recipe()))
     except ConfigError:
-        differences = []
-    told = [f"{key} was {old}, is {new}" for key, old, new in differences[:SHOWN]]
-    if len(differences) > SHOWN:
-        told.append(f"{len(differences) - SHOWN} more")
+        found = []
+    told = [f"{key} was {old}, is {new}" for key, old, new in found[:SHOWN]]
+    if len(found) > SHOWN:
+        told.append(f"{len(found) - SHOWN} more")
     return ["other config: verified with another recipe" + "".join(f"; {text}" for text in told)]
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield dotted key, old and new value, as JSON, of all leaves that differ."""
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield dotted key, old and new value, as JSON, of all leaves in which two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         # head_weights and options may have a key in one only
         for name in {**old, **new}:
-            yield from _differences(
+            yield from differences(
                 old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
             )
     elif old != new:
@@ -170,7 +170,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, 
 def _command(config_path: Path, config: Config, logs: Path) -> str:
     """Return the command that makes the evidence for this very training."""
     words = ["bisenet", "verify", "--config", str(config_path)]
-    for key, _, value in _differences(load_config(config_path).recipe(), config.recipe()):
+    for key, _, value in differences(load_config(config_path).recipe(), config.recipe()):
         words += ["--set", f"{key}={value}"]
     if config.data.dataset != "cityscapes":
         # street scenes can be generated for Cityscapes only

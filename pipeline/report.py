@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import re
 from collections.abc import Sequence
@@ -14,10 +13,12 @@ from xml.etree import ElementTree
 
 from common.files import write_text
 from common.provenance import code_digest, git_commit
+from pipeline import chain
 from pipeline.judge import Result
 from pipeline.rounding import CROSS_FACTOR
 from pipeline.runner import Outcome
-from pipeline.steps import SIDES
+from pipeline.step_logs import kinds_line
+from pipeline.steps import SIDES, Step
 from pipeline.verdicts import Row, Verdict, bound_for
 
 WORST_IN_SUMMARY = 3
@@ -39,11 +40,12 @@ def write_reports(outcome: Outcome) -> list[Path]:
         write_text(path, text)
         digests[path.name] = hashlib.sha256(text.encode()).hexdigest()
         paths.append(path)
-    summary = _summary(outcome, head, digests)
-    write_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_text(out / "junit.xml", _junit(outcome))
     write_text(out / "config.yml", _resolved(outcome))
-    return [*paths, *(out / name for name in ("summary.json", "junit.xml", "config.yml"))]
+    paths += [out / name for name in ("summary.json", "junit.xml", "config.yml")]
+    # last: the summary holds the digest of every other file, and its own
+    chain.seal(out, _summary(outcome, head, digests), written=paths)
+    return paths
 
 
 def _resolved(outcome: Outcome) -> str:
@@ -124,11 +126,18 @@ def _result_lines(result: Result, listed: int | None) -> list[str]:
         inputs = result.meta[SIDES[0]]["inputs"]
         lines.append(f"inputs: {inputs}")
         lines.append(f"data set: {result.meta[SIDES[0]]['data']}")
+        lines.append(f"weights: {result.meta[SIDES[0]].get('weights', 'unknown')}")
         for side in SIDES:
-            lines.append(f"record of {side}: sha256 {result.meta[side]['digest']}")
-    lines += _rule_lines(result)
+            loaded = ", ".join(result.meta[side].get("frameworks", ()))
+            digest = result.meta[side]["digest"]
+            lines.append(f"record of {side}: sha256 {digest}, with {loaded or 'unknown'} loaded")
+    lines += rule_lines(result.step, result.dtype)
+    narrow = result.dtype == "float32" and "float64" in result.step.dtypes
+    if narrow and result.step.official is not None:
+        lines.append(official_line(result))
     rows, counts = one_row_per_tensor(result.rows)
     if rows:
+        lines.append(kinds_line(result.step.name, [row.key for row in rows]))
         lines.append(
             f"{len(result.rows)} comparisons of {len(rows)} tensors, worst first; relative = "
             "max_abs / largest |reference| = the bound that would have passed"
@@ -148,20 +157,17 @@ def _result_lines(result: Result, listed: int | None) -> list[str]:
     return lines
 
 
-def _rule_lines(result: Result) -> list[str]:
-    if result.dtype == "float32" and "float64" in result.step.dtypes:
+def rule_lines(step: Step, dtype: str) -> list[str]:
+    """Return the lines that say by which bounds a step was judged."""
+    if dtype == "float32" and "float64" in step.dtypes:
         lines = [
             f"rule: |torch32 - paddle32| <= {CROSS_FACTOR:g} x floor, floor = |torch32 - torch64| "
             "+ |paddle32 - paddle64|, and paddle's own rounding against torch's:"
         ]
-        lines += [
-            f"  at most {b.relative:g} times for {b.pattern}: {b.reason}"
-            for b in result.step.rounding
+        return lines + [
+            f"  at most {b.relative:g} times for {b.pattern}: {b.reason}" for b in step.rounding
         ]
-        if result.step.official is not None:
-            lines.append(official_line(result))
-        return lines
-    return [f"bound {b.relative:g} for {b.pattern}: {b.reason}" for b in result.step.bounds]
+    return [f"bound {b.relative:g} for {b.pattern}: {b.reason}" for b in step.bounds]
 
 
 def official_line(result: Result) -> str:
@@ -273,10 +279,10 @@ def _junit(outcome: Outcome) -> str:
         errors += kind == "error"
         skipped += kind == "skipped"
         failures += kind == "failure"
-        node = ElementTree.SubElement(case, kind, message=_NOT_IN_XML.sub("?", headline(result)))
+        node = ElementTree.SubElement(case, kind, message=without_controls(headline(result)))
         failing = [row for row in result.rows if not row.verdict.passed]
         lines = [f"{row.verdict.value} {row.key} {row.detail}" for row in failing[:20]]
-        node.text = _NOT_IN_XML.sub("?", "\n".join(lines))
+        node.text = without_controls("\n".join(lines))
     suite.set("tests", str(len(outcome.results)))
     suite.set("failures", str(failures))
     suite.set("errors", str(errors))
@@ -284,6 +290,11 @@ def _junit(outcome: Outcome) -> str:
     ElementTree.indent(suite)
     # as bytes, for the declaration must name the encoding of the file, not that of the terminal
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
+
+
+def without_controls(text: str) -> str:
+    """Return the text with a ? for each character that XML cannot hold."""
+    return _NOT_IN_XML.sub("?", text)
 
 
 def headline(result: Result) -> str:

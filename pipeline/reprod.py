@@ -28,7 +28,7 @@ from pipeline.steps import SIDES
 THRESHOLD = 1e-6
 """reprod_log's default, on the mean absolute difference of each key."""
 
-_WANTED: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+WANTED: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "data": ("data", (), ("train/epoch0/sample0/", "val/epoch0/sample0/")),
     "forward": ("forward", ("eval/head/", "train/head/"), ()),
     "metric": ("metric", ("",), ()),
@@ -56,7 +56,7 @@ LARGEST = 300_000
 
 def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Return the floating arrays of a record that go into the step's .npy pair."""
-    _, wide, narrow = _WANTED[step]
+    _, wide, narrow = WANTED[step]
     prefixes = wide if dtype == "float64" else narrow
     return {
         # a copy: a view would hold the whole record, whose file has gone
@@ -71,7 +71,7 @@ def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[
 def remove_artefacts(folder: Path, steps: Iterable[str]) -> None:
     """Delete the artefacts of steps that are run again: none may outlive a failing run."""
     for step in steps:
-        name = _WANTED[step][0]
+        name = WANTED[step][0]
         for path in (folder / f"{name}_diff.log", *(folder / f"{name}_{s}.npy" for s in SIDES)):
             path.unlink(missing_ok=True)
 
@@ -89,7 +89,7 @@ def write_artefacts(
         Name of each pair -> reprod_log's own verdict; empty when it is not installed.
     """
     for step, sides in artefacts.items():
-        name = _WANTED[step][0]
+        name = WANTED[step][0]
         if not all(sides.get(side) for side in SIDES):
             raise RuntimeError(f"no arrays of step {step} for reprod_log: it would pass by itself")
         for side in SIDES:

@@ -31,7 +31,7 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def test_every_step_has_a_pair_of_its_own_name() -> None:
-    names = [reprod._WANTED[step][0] for step in STEP_NAMES]
+    names = [reprod.WANTED[step][0] for step in STEP_NAMES]
     assert len(set(names)) == len(STEP_NAMES)
 
 
