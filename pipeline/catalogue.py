@@ -76,6 +76,13 @@ FAMILY: dict[str, Path] = {
     }.items()
 }
 """The configuration by which each network is verified in a run over the family."""
+FAMILY_OVERRIDES = (
+    "verify.train_iters=30",
+    "verify.train_iters_float32=10",
+    "verify.train_warmup_iters=6",
+    "verify.image_hw=[32, 64]",
+)
+"""What a run over the family makes smaller."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from rich.text import Text
 from common.config import load_config
 from common.errors import InputError
 from common.files import write_text
-from pipeline import cli_data, cli_eval, cli_train
-from pipeline.catalogue import FAMILY, ModelRow, catalogue_rows
+from pipeline import chain, cli_data, cli_eval, cli_review, cli_train
+from pipeline.catalogue import FAMILY, FAMILY_OVERRIDES, ModelRow, catalogue_rows
 from pipeline.display import (
     STYLES,
     Display,
@@ -50,6 +50,7 @@ from pipeline.steps import STEP_NAMES
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cli_data.register(app)
 cli_eval.register(app)
+cli_review.register(app)
 cli_train.register(app)
 
 SetOption = Annotated[
@@ -142,6 +143,7 @@ def run_verify(config: Path, options: Options, *, overrides: list[str], as_json:
     remove_artefacts(options.out / "log_reprod", options.steps)
     if outcome.exit_code == 0:
         report_reprod(write_artefacts(options.out / "log_reprod", outcome.artefacts), display)
+    chain.renew(options.out, "log_reprod")
     if as_json:
         sys.stdout.write((options.out / "summary.json").read_text(encoding="utf-8"))
         return outcome.exit_code
@@ -154,14 +156,6 @@ def run_verify(config: Path, options: Options, *, overrides: list[str], as_json:
     verdict = worst_verdict(outcome.results)
     console.print(Text(f"verdict: {verdict.value}", style=STYLES.get(verdict, "bold red")))
     return outcome.exit_code
-
-
-FAMILY_OVERRIDES = (
-    "verify.train_iters=30",
-    "verify.train_iters_float32=10",
-    "verify.train_warmup_iters=6",
-    "verify.image_hw=[32, 64]",
-)
 
 
 FAMILY_LISTED = 300
@@ -188,6 +182,7 @@ def run_family(options: Options, *, overrides: list[str]) -> int:
     for outcome in outcomes:
         write_reports(outcome)
         explain_failures(outcome)
+    chain.link(options.out, *(outcome.options.out.name for outcome in outcomes))
     console.print(family_table(outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
     console.print(f"{seconds:.0f} s; logs: {options.out}/<configuration>/", highlight=False)
@@ -234,6 +229,7 @@ def audit_command(
     text = matrix_text(outcome)
     write_text(folder / "audit.log", text)
     write_text(folder / "audit.json", json.dumps(outcome.as_json(), indent=1) + "\n")
+    chain.renew(folder, "audit.log", "audit.json")
     console.print(text, highlight=False, end="", soft_wrap=True)
     raise typer.Exit(outcome.exit_code)
 

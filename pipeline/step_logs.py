@@ -97,6 +97,8 @@ class StepLog:
     sections: tuple[Section, ...]
     verdict: str
     """Of the last line; empty when it is missing."""
+    closing: str
+    """The step that the last line names."""
 
 
 def tensor_name(key: str) -> str:
@@ -142,13 +144,14 @@ def parse_step_log(text: str) -> StepLog:
     if begin is None:
         raise ValueError(f"it begins with {lines[0][:60]!r}, expected 'step NAME: TITLE'")
     starts = [i for i, line in enumerate(lines) if _SECTION.match(line)]
-    last = re.search(r"^verdict of step \w+: ([A-Z ]+)$", text, re.MULTILINE)
+    last = re.search(r"^verdict of step (\w+): ([A-Z ]+)\n\Z", text, re.MULTILINE)
     bodies = [lines[start:end] for start, end in pairwise([*starts, len(lines)])]
     return StepLog(
         step=begin[1],
         head=tuple(line for line in lines[1 : (starts or [len(lines)])[0]] if line),
         sections=tuple(_section(body) for body in bodies),
-        verdict=last[1] if last else "",
+        verdict=last[2] if last else "",
+        closing=last[1] if last else "",
     )
 
 
@@ -204,6 +207,11 @@ def _row(line: str) -> LogRow | None:
     if found is None:
         return None
     relative, bound, max_abs, mean_abs, max_rel = (float(found[i]) for i in range(2, 7))
+    columns = " ".join(f"{value:9.2e}" for value in (relative, bound, max_abs, mean_abs, max_rel))
+    counts = f"{int(found['over']):7d} {int(found['size']):9d}"
+    if not line.startswith(f"{found['verdict']:8} {columns} {counts}  {found['key']}"):
+        # a row that our own writer would not have written
+        return None
     rest = found["rest"] or ""
     rounded, merged = _ROUNDED.search(rest), _MERGED.search(rest)
     return LogRow(
