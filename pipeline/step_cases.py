@@ -173,27 +173,46 @@ def _schedule_cases(maker: CaseMaker, rows: Sequence[Row]) -> Iterator[FailureCa
     }
     settings = maker.sections("optimizer", "schedule") | {"groups": table | groups}
     members = [row for row in rows if row.key.startswith("group/")]
-    moves = [(str(reference[row.key]), str(actual[row.key])) for row in members]
-    move_of = {row.key: move for row, move in zip(members, moves, strict=True)}
-    for row in first_of_each(members, lambda r: move_of[r.key]):
+    for row, others in _alike(members, lambda r: (str(reference[r.key]), str(actual[r.key]))):
         name = row.key.removeprefix("group/")
         arrays = {f"other/{group}": np.asarray(group) for group in groups}
-        others = moves.count(move_of[row.key]) - 1
-        where = f"group of parameter {name}" + (f" and {others} more" if others else "")
+        where = f"group of parameter {name}" + _and_more(others)
         yield maker.case(row.key, "option", name, where, arrays, settings)
-    for row in (row for row in rows if row.key.startswith("options/")):
+    options = [row for row in rows if row.key.startswith("options/")]
+    for row, others in _alike(
+        options, lambda r: (_last(r), float(reference[r.key]), float(actual[r.key]))
+    ):
         _, group, option = row.key.split("/")
         arrays = {f"other/{g}": reference[f"options/{g}/{option}"] for g in groups if g != group}
-        where = f"{option} of group {group}"
+        where = f"{option} of group {group}" + _and_more(others)
         yield maker.case(row.key, "option", group, where, arrays, settings)
-    for row in (row for row in rows if row.key.startswith("lr/")):
+    series = [row for row in rows if row.key.startswith("lr/")]
+    for row, others in _alike(series, lambda r: _course(reference[r.key], actual[r.key])):
         group = row.key.removeprefix("lr/")
         arrays = {f"other/{g}": reference[f"lr/{g}"] for g in groups}
         first = f" from iteration {row.first[0]} on" if row.first else ""
-        where = f"rate of group {group}{first}"
-        yield maker.case(
-            row.key, "series", group, where, arrays, settings | {"group": groups[group]}
-        )
+        where = f"rate of group {group}{first}" + _and_more(others)
+        own = settings | {"group": groups[group]}
+        yield maker.case(row.key, "series", group, where, arrays, own)
+
+
+def _alike(rows: Sequence[Row], kind_of: Callable[[Row], Hashable]) -> Iterator[tuple[Row, int]]:
+    """Yield the first row of every kind, and how many more there are of it."""
+    kinds = [kind_of(row) for row in rows]
+    for row in first_of_each(rows, kind_of):
+        yield row, kinds.count(kind_of(row)) - 1
+
+
+def _and_more(others: int) -> str:
+    return f" and {others} more" if others else ""
+
+
+def _course(reference: Array, actual: Array) -> Hashable:
+    """Return what two groups' series have in common when the same is wrong with both."""
+    if reference.shape != actual.shape:
+        return actual.shape
+    ratio = actual / np.where(reference == 0, 1.0, reference)
+    return np.round(ratio, 9).tobytes()
 
 
 _BUILDERS: Mapping[str, Callable[[CaseMaker, Sequence[Row]], Iterator[FailureCase]]] = {

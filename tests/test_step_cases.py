@@ -326,12 +326,12 @@ def test_groups_options_and_series_come_in_this_order(config: Config, tmp_path: 
     assert [case.key for case in cases] == [
         "group/ffm.w",
         "options/head_decay/lr_mult",
-        *(f"lr/{name}" for name in ("decay", "no_decay", "head_decay")),
+        "lr/decay",
     ]
     assert cases[0].where == "group of parameter ffm.w and 1 more"
-    assert cases[2].where == "rate of group decay from iteration 0 on"
+    assert cases[2].where == "rate of group decay from iteration 0 on and 2 more"
     found = [relations(hints_of(case, tmp_path))[0] for case in cases]
-    assert found == ["parameter-group", "lr-multiplier", *["lr-shifted"] * 3]
+    assert found == ["parameter-group", "lr-multiplier", "lr-shifted"]
 
 
 def test_a_group_that_the_reference_leaves_empty_is_known(config: Config, tmp_path: Path) -> None:
@@ -417,9 +417,11 @@ def test_batches_are_shown_with_the_names_of_the_data_set(
 
 def test_a_step_has_five_cases_at_most(config: Config) -> None:
     right = schedule_record(config)
-    wrong = {key: a * 3 if key.startswith("options/") else a for key, a in right.items()}
-    for name in ("decay", "no_decay", "head_decay"):
-        wrong[f"options/{name}/nesterov"] = np.asarray(1.0)
+    factors = iter(range(2, 20))
+    wrong = {
+        key: a * next(factors) if a.ndim == 0 and a.dtype.kind == "f" else a
+        for key, a in right.items()
+    }
     assert len(cases_of("lr_schedule", right, wrong, config)) == 5
 
 

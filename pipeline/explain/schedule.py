@@ -258,25 +258,27 @@ def _options(case: FailureCase, option: str) -> Iterator[Candidate]:
     relation = _OPTION_RELATIONS.get(option, "option")
     reference = case.arrays["reference"]
     settings = case.settings["optimizer"]
-    known: dict[str, Any] = {
-        "off": 0.0,
-        "1": 1.0,
-        "the recipe's base_lr": settings["base_lr"],
-        "the recipe's momentum": settings["momentum"],
-        "1 - momentum": 1 - settings["momentum"],
-        "the recipe's weight_decay": settings["weight_decay"],
-        "the recipe's head_lr_mult": settings["head_lr_mult"],
-    }
-    for key, array in case.arrays.items():
-        if key.startswith("other/"):
-            known.setdefault(f"that of group {key.removeprefix('other/')}", float(array))
-    for value, words in {value: words for words, value in reversed(known.items())}.items():
-        text = (
-            f"{option} of group {case.name} is {value:g} ({words}) instead of {float(reference):g}"
-        )
+    known: list[tuple[float, str]] = [
+        (0.0, ""),
+        (1.0, ""),
+        (settings["base_lr"], "the recipe's base_lr"),
+        (settings["momentum"], "the recipe's momentum"),
+        (1 - settings["momentum"], "1 - momentum"),
+        (settings["weight_decay"], "the recipe's weight_decay"),
+        (settings["head_lr_mult"], "the recipe's head_lr_mult"),
+    ]
+    known += [
+        (float(array), f"that of group {key.removeprefix('other/')}")
+        for key, array in case.arrays.items()
+        if key.startswith("other/")
+    ]
+    of = f"{option} of group {case.name}"
+    for value, words in known:
+        origin = f", {words}," if words else ""
+        text = f"{of} is {value:g}{origin} instead of {float(reference):g}"
         yield Candidate(relation, text, _number(value))
     for factor in (10.0, 0.1, 2.0, 0.5):
-        text = f"{option} of group {case.name} is {factor:g} times what it should be"
+        text = f"{of} is {factor:g} times what it should be"
         yield Candidate(relation, text, _number(factor * float(reference)))
 
 
