@@ -14,6 +14,7 @@ import numpy as np
 from common.config import Config
 from common.param_groups import group_table
 from pipeline.case_maker import CaseMaker
+from pipeline.explain.total import head_of
 from pipeline.failure import FailureCase
 from pipeline.given import logits_by_head
 from pipeline.judge import Result
@@ -98,9 +99,12 @@ def _loss_case(maker: CaseMaker, row: Row) -> FailureCase:
     reference = maker.reference
     heads = [key.split("/")[2] for key in reference if key.startswith(f"{label_case}/grad/")]
     saved = maker.inputs[f"{label_case}/logits"]
+    # a total is made of all heads, and a detour of float32 is confirmed by all; else one is enough
+    whole = name == "total" or maker.dtype == "float32"
     arrays = {
         f"logits/{head}": logits.astype(maker.dtype)
         for head, logits in logits_by_head(saved, heads).items()
+        if whole or head == head_of(name)
     }
     arrays["label"] = maker.inputs[f"{label_case}/label"]
     for key in reference:

@@ -162,6 +162,7 @@ def test_of_a_wrong_criterion_each_term_is_a_case(config: Config, tmp_path: Path
     assert [case.key for case in cases] == [f"mixed/loss/{head}" for head in HEADS]
     assert cases[1].where == "term aux16, labels mixed"
     assert cases[1].arrays["logits/aux16"].shape == (2, 5, 8, 8)
+    assert "logits/main" not in cases[1].arrays
     for case in cases:
         assert relations(hints_of(case, tmp_path))[:1] == ["ignore-index"]
 
