@@ -6,7 +6,7 @@ case (configuration, dtype, saved inputs), and yields named arrays. It never see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from common.config import Config
 from common.config_sections import ModelConfig
 from common.weights import read_weights
 from fake_data import rules
+from pipeline.given import with_negative_scales
 
 Array = NDArray[Any]
 Part = tuple[str, dict[str, Array]]
@@ -59,7 +60,7 @@ def build(side: Any, case: Case) -> Any:
     if case.weights is None:
         own = side.backend.state_arrays(model)
         arrays = _rule_state(tuple((name, array.shape) for name, array in own.items()))
-        arrays = _with_negative_scales(arrays, side.backend.layers_of(model, side.norm.InPlaceABN))
+        arrays = with_negative_scales(arrays, side.backend.layers_of(model, side.norm.InPlaceABN))
     else:
         arrays = read_weights(case.weights)
     side.backend.load_arrays(model, arrays)
@@ -71,18 +72,6 @@ def build(side: Any, case: Case) -> Any:
 def _rule_state(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Array]:
     """Return weights by rule; every build of the same network needs the same 13 million draws."""
     return rules.rule_state(dict(shapes))
-
-
-def _with_negative_scales(
-    arrays: Mapping[str, Array], layers: Sequence[str]
-) -> Mapping[str, Array]:
-    """Make every other scale of these layers negative: InPlaceABN takes its absolute value."""
-    changed = dict(arrays)
-    for layer in layers:
-        scale = arrays[f"{layer}.weight"].copy()
-        scale[1::2] *= -1
-        changed[f"{layer}.weight"] = scale
-    return changed
 
 
 def build_loss(side: Any, case: Case) -> Any:

@@ -20,6 +20,8 @@ TRACED_EPOCHS = 2
 LOADERS = ((1, 0, 0), (1, 0, 1), (1, 0, 3), (2, 0, 1), (2, 1, 1))
 """(world size, rank, workers) of the loaders whose batches are recorded."""
 LOADED_ITERATIONS = 6
+PADDED_CROP_HW = (512, 320)
+"""A crop larger than the picture: it takes the padding branch, which the small crop never does."""
 
 
 def small_data(config: Config) -> DataConfig:
@@ -43,8 +45,7 @@ def data_key(case: Case) -> str:
 def probe_data(side: Any, case: Case) -> Iterator[Part]:
     """Record samples after every transform, and the loader's batches in their order."""
     data = small_data(case.config)
-    # a crop larger than the picture takes the padding branch, which the small crop never does
-    padded = data.model_copy(update={"crop_hw": (512, 320)})
+    padded = data.model_copy(update={"crop_hw": PADDED_CROP_HW})
     arrays = _traces(side, case, padded, split="train", prefix="train_padded")
     for split in ("train", "val"):
         arrays |= _traces(side, case, data, split=split, prefix=split)

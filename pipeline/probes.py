@@ -5,7 +5,6 @@ The probes of data and training live in modules of their own.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -28,6 +27,13 @@ from pipeline.cases import (
     short_schedule,
 )
 from pipeline.differences import magnitude, spread
+from pipeline.given import (
+    OPTIMIZER_STEPS,
+    RECORDED_STEPS,
+    gradient_at,
+    gradient_by_rule,
+    logits_by_head,
+)
 
 
 def _heads(side: Any, outputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -117,14 +123,10 @@ def probe_loss(side: Any, case: Case) -> Iterator[Part]:
     arrays: dict[str, Array] = {}
     for name in sorted({key.split("/")[0] for key in case.inputs}):
         label = side.backend.to_tensor(case.inputs[f"{name}/label"])
-        outputs: dict[str, Any] = {}
-        for position, head in enumerate(model.heads):
-            # each head gets logits of its own: a loss that mixes heads up must show
-            logits = np.roll(case.inputs[f"{name}/logits"], position, axis=1) / (position + 1)
-            if head.startswith("boundary"):
-                # one channel, at a resolution of its own
-                logits = logits[:, :1, ::4, ::4]
-            outputs[head] = side.backend.leaf_tensor(case.cast(np.ascontiguousarray(logits)))
+        outputs = {
+            head: side.backend.leaf_tensor(case.cast(logits))
+            for head, logits in logits_by_head(case.inputs[f"{name}/logits"], model.heads).items()
+        }
         terms = loss(outputs, label)
         terms["total"].backward()
         arrays[f"{name}/label"] = case.inputs[f"{name}/label"]
@@ -222,9 +224,6 @@ def _steps_at(iteration: int, config: Config) -> bool:
     return near_start or iteration >= schedule.max_iters - 100 or iteration % 50 == 0
 
 
-OPTIMIZER_STEPS = 5
-
-
 def probe_optimizer(side: Any, case: Case) -> Iterator[Part]:
     """Record parameters and momentum after 1 and 5 steps from gradients given by rule."""
     config = case.config
@@ -238,14 +237,13 @@ def probe_optimizer(side: Any, case: Case) -> Iterator[Part]:
     arrays: dict[str, Array] = {}
     parameters = side.backend.trainable_parameters(model)
     ungrouped: tuple[str, ...] = getattr(model, "ungrouped", ())
-    drawn = {name: _gradient(name, before[name]) for name in parameters}
+    drawn = {name: gradient_by_rule(name, before[name]) for name in parameters}
     for step in range(1, OPTIMIZER_STEPS + 1):
-        # another gradient at every step, without drawing millions of numbers again
-        gradients = {name: np.roll(g, 7 * step, axis=0) / step for name, g in drawn.items()}
-        side.backend.set_gradients(model, {name: case.cast(g) for name, g in gradients.items()})
+        gradients = {name: case.cast(gradient_at(g, step)) for name, g in drawn.items()}
+        side.backend.set_gradients(model, gradients)
         optimizer.step()
         scheduler.step()
-        if step in (1, OPTIMIZER_STEPS):
+        if step in RECORDED_STEPS:
             after = side.backend.state_arrays(model)
             for name in parameters:
                 arrays[f"step{step}/param/{name}"] = after[name]
@@ -254,10 +252,3 @@ def probe_optimizer(side: Any, case: Case) -> Iterator[Part]:
             momentum = side.optim.momentum_buffers(optimizer, model)
             arrays |= prefixed(f"step{step}/momentum", momentum)
     yield "", {name: np.asarray(array) for name, array in arrays.items()}
-
-
-def _gradient(name: str, like: Array) -> Array:
-    """Return a gradient by rule, as large as the parameter is."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    scale = float(np.abs(like).mean()) or 1.0
-    return rng.uniform(-scale, scale, like.shape)

@@ -248,6 +248,7 @@ _GROUPS = (
         "group/aux2*",
         "auxiliary heads in the base group",
         _heads_multiplied("head"),
+        why="parameter-group",
     ),
     _fault(
         "depthwise_undecayed",
@@ -255,6 +256,7 @@ _GROUPS = (
         "group/segment.S3.0.dwconv1.0.weight",
         "depthwise convolutions not decayed",
         replaced(lambda side: side.optim, "assign_groups", _depthwise_undecayed),
+        why="parameter-group",
     ),
 )
 _FORM_OF_2020 = (
@@ -271,6 +273,7 @@ _FORM_OF_2020 = (
         "group/head*",
         "heads at a multiplied rate, which came later",
         _heads_multiplied("head", "aux2", "aux3", "aux4", "aux5_4"),
+        why="parameter-group",
     ),
 )
 

@@ -81,6 +81,7 @@ BISESTDC: tuple[Fault, ...] = (
         "*/loss/total",
         "auxiliary losses weigh 1 instead of 0.3",
         replaced(lambda side: side.losses, "build_loss", _without_weights),
+        why="term-weight",
     ),
     _fault(
         "inner_ffm_as_head",
@@ -88,5 +89,6 @@ BISESTDC: tuple[Fault, ...] = (
         "group/cp.backbone.ffm.convblk.conv.weight",
         "the inner fusion learns with the heads' multiplied rate",
         replaced(lambda side: side.optim, "assign_groups", _inner_fusion_as_head),
+        why="parameter-group",
     ),
 )

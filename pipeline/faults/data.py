@@ -94,6 +94,7 @@ DATA = (
         "train*_flip/label",
         "labels are not flipped",
         _in_transform("flip", _image_only),
+        why="flip",
     ),
     Fault(
         "crop_off_by_one",
@@ -101,6 +102,7 @@ DATA = (
         "train*_crop/image",
         "image and label cropped one pixel apart",
         _in_transform("crop", _shifted),
+        why="off-by-one-crop",
     ),
     Fault(
         "mean_std_swapped",
@@ -108,14 +110,23 @@ DATA = (
         "train*_normalise/image",
         "mean and std swapped",
         _in_transform("normalise", _swapped_statistics),
+        why="mean-std",
     ),
-    Fault("bgr", "data", "*_read/image", "images stay BGR", replaced(_data, "read_sample", _bgr)),
+    Fault(
+        "bgr",
+        "data",
+        "*_read/image",
+        "images stay BGR",
+        replaced(_data, "read_sample", _bgr),
+        why="bgr",
+    ),
     Fault(
         "labels_mapped_twice",
         "data",
         "*_read/label",
         "train ids mapped as raw ids again",
         replaced(_data, "read_sample", _mapped_twice),
+        why="label-mapping",
     ),
     Fault(
         "sampler_order",
@@ -123,6 +134,7 @@ DATA = (
         "train_loader/world1/*/names",
         "another order of samples",
         replaced(_data, "train_batches", _unshuffled),
+        why="sample-shifted",
     ),
     Fault(
         "rank_split",
@@ -130,5 +142,6 @@ DATA = (
         "train_loader/world2/*/names",
         "ranks take alternate samples",
         replaced(_data, "train_batches", _strided_ranks),
+        why="rank-split",
     ),
 )

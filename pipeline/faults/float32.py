@@ -172,8 +172,10 @@ def _autocast(rounded: Change) -> Patch:
     return replaced(lambda side: side.train, "train_step", make)
 
 
-def _fault(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
-    return Fault(name, step, where, title, patch, dtype="float32")
+def _fault(
+    name: str, step: str, where: str, title: str, patch: Patch, *, why: str | None = None
+) -> Fault:
+    return Fault(name, step, where, title, patch, dtype="float32", why=why)
 
 
 FLOAT32 = (
@@ -218,6 +220,7 @@ FLOAT32 = (
         "*/loss/main",
         "the loss's log-softmax in float16",
         replaced(lambda side: side.losses, "pixel_losses", _pixel_losses(_half)),
+        why="dtype",
     ),
     _fault(
         "gradient_float16",
@@ -239,6 +242,7 @@ FLOAT32 = (
         "step1/momentum/*",
         "momentum buffers kept in float16",
         _after_step(_short_momentum),
+        why="dtype",
     ),
     _fault(
         "weights_bfloat16",
@@ -246,6 +250,7 @@ FLOAT32 = (
         "step1/param/*",
         "weights kept in bfloat16, without a master copy",
         _after_step(_short_weights),
+        why="dtype",
     ),
     _fault(
         "autocast_bfloat16",

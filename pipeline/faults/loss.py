@@ -61,6 +61,7 @@ LOSS = (
         "*/loss/main",
         "void pixels count as class 0",
         _loss_with(_void_as_class),
+        why="ignore-index",
     ),
     Fault(
         "ohem_threshold",
@@ -68,6 +69,7 @@ LOSS = (
         "*/loss/main",
         "0.7 taken as a loss, not as a probability",
         _loss_with(_set(hard_loss=0.7)),
+        why="ohem-threshold",
     ),
     Fault(
         "ohem_n_min",
@@ -75,6 +77,7 @@ LOSS = (
         "*/loss/main",
         "n_min from all pixels instead of the valid ones",
         _loss_with(_set(rule="pixel_fraction")),
+        why="ohem-rule",
     ),
     Fault(
         "ohem_min_kept",
@@ -82,6 +85,7 @@ LOSS = (
         "*/loss/main",
         "PaddleSeg's rule: min_kept pixels and another mean",
         _loss_with(_set(rule="min_kept", min_kept=1000)),
+        why="ohem-rule",
     ),
     Fault(
         "ohem_missing",
@@ -89,6 +93,7 @@ LOSS = (
         "*/loss/main",
         "plain cross entropy",
         _loss_with(_set(rule="none")),
+        why="ohem-missing",
     ),
     Fault(
         "mean_over_all",
@@ -96,9 +101,15 @@ LOSS = (
         "*/loss/main",
         "sum over all pixels, void included",
         _loss_with(_mean_over_all),
+        why="ignore-index-in-mean",
     ),
     Fault(
-        "loss_weight", "loss", "*/loss/total", "auxiliary losses weigh 0.5", _loss_with(_halve_aux)
+        "loss_weight",
+        "loss",
+        "*/loss/total",
+        "auxiliary losses weigh 0.5",
+        _loss_with(_halve_aux),
+        why="term-weight",
     ),
     Fault(
         "loss_term_dropped",
@@ -106,5 +117,6 @@ LOSS = (
         "*/loss/total",
         "the third head is not in the loss",
         _loss_with(_drop_aux32),
+        why="dropped-term",
     ),
 )

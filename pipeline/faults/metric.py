@@ -56,6 +56,7 @@ METRIC = (
         "*/matrix",
         "rows are predictions",
         replaced(_confusion, "matrix", _transposed),
+        why="transposed-matrix",
     ),
     Fault(
         "matrix_float32",
@@ -63,6 +64,7 @@ METRIC = (
         "*/matrix",
         "counts kept in float32",
         replaced(_confusion, "matrix", _float32_counts),
+        why="dtype",
     ),
     Fault(
         "void_dropped",
@@ -70,6 +72,7 @@ METRIC = (
         "*/matrix",
         "predictions on void are lost",
         replaced(_confusion, "matrix", _void_dropped),
+        why="void-dropped",
     ),
     Fault(
         "miou_averaging",
@@ -77,5 +80,6 @@ METRIC = (
         "*/miou_skip*",
         "absent classes count as 0 in the mean",
         replaced(_iou_module, "mean_iou", _absent_is_zero),
+        why="absent-class",
     ),
 )

@@ -34,6 +34,7 @@ OPTIMIZER = (
         "step1/*",
         "weight decay decoupled from the gradient",
         replaced(lambda side: side.optim, "build_optimizer", _decoupled),
+        why="decoupled-decay",
     ),
     Fault(
         "nesterov",
@@ -41,13 +42,22 @@ OPTIMIZER = (
         "step1/param/*",
         "Nesterov momentum",
         optimizer_options(nesterov=True),
+        why="nesterov",
     ),
-    Fault("momentum", "optimizer", "step5/*", "momentum 0.95", optimizer_options(momentum=0.95)),
+    Fault(
+        "momentum",
+        "optimizer",
+        "step5/*",
+        "momentum 0.95",
+        optimizer_options(momentum=0.95),
+        why="momentum",
+    ),
     Fault(
         "weight_decay",
         "optimizer",
         "step1/*",
         "weight decay 1e-4 for 5e-4",
         optimizer_options(weight_decay=1e-4),
+        why="weight-decay",
     ),
 )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from unittest import mock
 
 from pipeline.steps import Dtype
@@ -34,13 +34,34 @@ class Fault:
     dtype: Dtype | None = None
     """Where it shows: "float32" if there alone, float64 being right; None is the dtype that decides
     the step."""
+    why: str | None = None
+    """The relation (Hint.relation) that explains it: the first hint of its first failure case."""
 
 
-def faults_of(model: str, *, prefix: str = "") -> Callable[[str, str, str, str, Patch], Fault]:
-    """Return how to write down a fault of one network: (name, step, where, title, patch)."""
+class FaultOfModel(Protocol):
+    """Writes down a fault of one network."""
 
-    def fault(name: str, step: str, where: str, title: str, patch: Patch) -> Fault:
-        return Fault(f"{prefix}{name}", step, where, title, patch, model=model)
+    def __call__(
+        self,
+        name: str,
+        step: str,
+        where: str,
+        title: str,
+        patch: Patch,
+        *,
+        why: str | None = None,
+    ) -> Fault:
+        """Return the fault; the arguments are Fault's."""
+        ...
+
+
+def faults_of(model: str, *, prefix: str = "") -> FaultOfModel:
+    """Return how to write down a fault of one network."""
+
+    def fault(
+        name: str, step: str, where: str, title: str, patch: Patch, *, why: str | None = None
+    ) -> Fault:
+        return Fault(f"{prefix}{name}", step, where, title, patch, model=model, why=why)
 
     return fault
 

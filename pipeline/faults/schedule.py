@@ -26,6 +26,7 @@ SCHEDULE = (
         "lr/decay",
         "the rate of the next iteration",
         _factor(lambda f, i, s: f(i + 1, s)),
+        why="lr-shifted",
     ),
     Fault(
         "warmup_linear",
@@ -33,6 +34,7 @@ SCHEDULE = (
         "lr/decay",
         "linear instead of exponential warm-up",
         _factor(lambda f, i, s: f(i, s.model_copy(update={"warmup": "linear"}))),
+        why="warmup-kind",
     ),
     Fault(
         "decay_from_zero",
@@ -42,6 +44,7 @@ SCHEDULE = (
         _factor(
             lambda f, i, s: f(i, s) if i < s.warmup_iters else (1 - i / s.max_iters) ** s.power
         ),
+        why="decay-start",
     ),
     Fault(
         "head_lr_mult",
@@ -49,6 +52,7 @@ SCHEDULE = (
         "options/head_decay/lr_mult",
         "heads at the base rate",
         optimizer_options(head_lr_mult=1.0),
+        why="lr-multiplier",
     ),
     Fault(
         "decay_on_bn",
@@ -56,6 +60,7 @@ SCHEDULE = (
         "options/no_decay/weight_decay",
         "BatchNorm and biases decayed",
         optimizer_options(decay_norm_and_bias=True),
+        why="weight-decay",
     ),
     Fault(
         "head_module_forgotten",
@@ -63,5 +68,6 @@ SCHEDULE = (
         "group/ffm*",
         "the fusion module in the base group",
         in_model(_forget_ffm),
+        why="parameter-group",
     ),
 )

@@ -248,6 +248,7 @@ _GROUPS = (
         "group/cp.backbone.features.0.bn.weight",
         "the backbone's BatchNorm weights and biases are optimised",
         in_model(_all_grouped),
+        why="parameter-group",
     ),
 )
 

@@ -83,6 +83,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "the scales are fused by weights of a default initialiser",
         _detail(_random_fusion),
+        why="boundary-fusion",
     ),
     _fault(
         "fusion_decayed",
@@ -90,6 +91,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "the scales are fused by weights that have decayed",
         _detail(_decayed_fusion),
+        why="boundary-fusion",
     ),
     _fault(
         "target_float64",
@@ -97,6 +99,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "targets in float64, where the coarsest scale alone exceeds the threshold",
         _detail(_in_float64),
+        why="boundary-fusion",
     ),
     _fault(
         "threshold_inclusive",
@@ -104,6 +107,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "an edge is at or above the threshold",
         replaced(module_named("detail_loss"), "above", _at_or_above),
+        why="boundary-fusion",
     ),
     _fault(
         "target_scale",
@@ -111,6 +115,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "edges at steps 1, 4 and 8",
         replaced(module_named("detail_loss"), "STRIDES", lambda right, side: (1, 4, 8)),
+        why="boundary-strides",
     ),
     _fault(
         "edge_side",
@@ -118,6 +123,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "edges on the side of the lower number",
         _detail(_negative_laplacian),
+        why="boundary-side",
     ),
     _fault(
         "void_ignored",
@@ -125,6 +131,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "void makes no edges and does not count",
         _detail(_void_ignored),
+        why="ignore-index",
     ),
     _fault(
         "frame_ignored",
@@ -132,6 +139,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "labels replicated beyond the frame",
         _detail(_frame_ignored),
+        why="boundary-frame",
     ),
     _fault(
         "boundary_corners",
@@ -139,6 +147,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "boundary logits enlarged with align_corners=False",
         replaced(module_named("detail_loss"), "resize_bilinear", without_corners),
+        why="align-corners",
     ),
     _fault(
         "bce_summed",
@@ -146,6 +155,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_bce",
         "cross entropy summed over the images",
         replaced(module_named("detail_loss"), "binary_cross_entropy", _summed),
+        why="reduction",
     ),
     _fault(
         "dice_squared",
@@ -153,6 +163,7 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_dice",
         "squares in the denominator of the Dice loss",
         replaced(module_named("detail_loss"), "dice_loss", _squared_dice),
+        why="dice",
     ),
     _fault(
         "dice_of_the_batch",
@@ -160,5 +171,6 @@ STDC_LOSS: tuple[Fault, ...] = (
         "*/loss/boundary8_dice",
         "one Dice loss for the batch, not one per image",
         replaced(module_named("detail_loss"), "dice_loss", _dice_of_the_batch),
+        why="dice",
     ),
 )
