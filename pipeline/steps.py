@@ -178,7 +178,8 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "lr_schedule",
-        "rate of every group at every iteration; group, decay and momentum of every parameter",
+        "rate of every group at every iteration; group, decay and momentum of every parameter; "
+        "dropout",
         ("float64",),
         (
             Bound(
