@@ -34,6 +34,8 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 them): a summary of some steps only is no proof, though its verdict is PASS."""
 SHOWN = 5
 """Differences that are told one by one."""
+_SOURCES = "model.pair.sources."
+"""Keys of the digests of a user's own network."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,10 @@ def _recipe_problems(summary: Mapping[str, Any], config: Config, verified: Path)
         differences = list(_differences(load_config(verified).recipe(), config.recipe()))
     except ConfigError:
         differences = []
+    sources = [key for key, _, _ in differences if key.startswith(_SOURCES)]
+    if sources and len(sources) == len(differences):
+        files = ", ".join(key.removeprefix(_SOURCES).replace(".", ": ", 1) for key in sources)
+        return [f"stale: the code of the pair has changed since ({files})"]
     told = [f"{key} was {old}, is {new}" for key, old, new in differences[:SHOWN]]
     if len(differences) > SHOWN:
         told.append(f"{len(differences) - SHOWN} more")
@@ -158,7 +164,7 @@ def _recipe_problems(summary: Mapping[str, Any], config: Config, verified: Path)
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield dotted key, old and new value, as JSON, of all leaves that differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        # head_weights and options may have a key in one only
+        # head_weights, options and the sources of a pair may have a key in one only
         for name in {**old, **new}:
             yield from _differences(
                 old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
