@@ -29,7 +29,7 @@ from rich.text import Text
 from common.config import load_config
 from common.errors import InputError
 from common.files import write_text
-from pipeline import cli_data, cli_eval, cli_train
+from pipeline import cli_data, cli_eval, cli_train, new_model
 from pipeline.catalogue import FAMILY, ModelRow, catalogue_rows
 from pipeline.display import (
     STYLES,
@@ -51,6 +51,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 cli_data.register(app)
 cli_eval.register(app)
 cli_train.register(app)
+new_model.register(app)
 
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override: dotted.key=value; may be repeated.")
