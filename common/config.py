@@ -31,11 +31,10 @@ from common.config_sections import (
     VerifyConfig,
 )
 from common.errors import ConfigError
+from common.own_pair import Reference, Side, own_sources, parse_reference
 
 _TOLD = {"description", "source", "published", "gpus", "train"}
 """Top-level keys that no step of a verification depends on."""
-_START_WEIGHTS = {"weights", "backbone_weights"}
-"""Keys of ``model`` that say where a training's first weights lie."""
 _PASSES = {"protocol", "crop_hw", "short_side"}
 """Keys of ``eval`` that only `bisenet eval` reads."""
 _REPLACED_DATA = {"root", "train_list", "val_list", "batch_size", "workers"}
@@ -84,7 +83,7 @@ class Config(Section):
         """
         content = self.model_dump(mode="json", exclude=_TOLD | {"data", "model", "eval"})
         content["eval"] = self.eval.model_dump(mode="json", exclude=_PASSES)
-        content["model"] = self.model.model_dump(mode="json", exclude=_START_WEIGHTS)
+        content["model"] = self.model.identity()
         content["data"] = self.data.model_dump(mode="json", exclude={"root"})
         return _sha256(content)
 
@@ -97,7 +96,7 @@ class Config(Section):
         """
         content = self.model_dump(mode="json", exclude=_TOLD | {"data", "model", "eval", "verify"})
         content["eval"] = self.eval.model_dump(mode="json", exclude=_PASSES)
-        content["model"] = self.model.model_dump(mode="json", exclude=_START_WEIGHTS)
+        content["model"] = self.model.identity()
         content["data"] = self.data.model_dump(mode="json", exclude=_REPLACED_DATA)
         return content
 
@@ -125,10 +124,55 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
     for text in overrides:
         merged = _apply_override(merged, text)
         origin += f" --set {text}"
+    # those of an override count from the working folder, like every path that is typed
+    merged = _with_absolute_pair(merged, Path())
     try:
-        return Config.model_validate(merged)
+        config = Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_explain(origin, error)) from None
+    return _with_sources(config)
+
+
+_SIDES: tuple[Side, Side] = ("torch", "paddle")
+
+
+def _with_sources(config: Config) -> Config:
+    """Write the digests of a user's own pair into the configuration.
+
+    A resolved configuration beside old logs has them already and its files may be elsewhere: it is
+    taken by its word, for it says what was verified then.
+    """
+    pair = config.model.pair
+    if pair is None:
+        return config
+    references: dict[Side, Reference] = {
+        side: parse_reference(pair.reference(side)) for side in _SIDES
+    }
+    if pair.sources and not any(reference.path.is_file() for reference in references.values()):
+        return config
+    sources = {side: own_sources(reference, side) for side, reference in references.items()}
+    if pair.sources and pair.sources != sources:
+        raise ConfigError(
+            f"model.pair: {', '.join(str(r.path) for r in references.values())}, or a file that "
+            "they import, have changed since this resolved configuration was written; use the "
+            "configuration that it was made from"
+        )
+    model = config.model.model_copy(update={"pair": pair.model_copy(update={"sources": sources})})
+    return config.model_copy(update={"model": model})
+
+
+def _with_absolute_pair(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Let the files of a pair count from the folder of the configuration that names them."""
+    model: Any = content.get("model")
+    pair: Any = model.get("pair") if isinstance(model, dict) else None
+    if not isinstance(pair, dict):
+        return content
+    named = {
+        side: str(folder.resolve() / pair[side])
+        for side in _SIDES
+        if isinstance(pair.get(side), str)
+    }
+    return {**content, "model": {**model, "pair": {**pair, **named}}}
 
 
 def _read_with_bases(path: Path, *, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -146,7 +190,7 @@ def _read_with_bases(path: Path, *, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
-    own: dict[str, Any] = {str(key): value for key, value in content.items()}
+    own = _with_absolute_pair({str(key): value for key, value in content.items()}, path.parent)
     bases: Any = own.pop("_base_", [])
     names: list[Any] = bases if isinstance(bases, list) else [bases]
     merged: dict[str, Any] = {}

@@ -6,47 +6,48 @@ What a field means stands below it; common/config.py puts the sections together 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from common.config_fields import (
+    RGB,
+    STRICT,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    SizeHW,
 )
-
+from common.config_pair import PairConfig
 from common.protocols import protocol_named
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-SizeHW = tuple[PositiveInt, PositiveInt]
-Range = tuple[PositiveFloat, PositiveFloat]
-RGB = tuple[float, float, float]
 
 
 class Section(BaseModel):
     """What all sections have in common."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = STRICT
+
+
+Option = bool | int | float | str
 
 
 class ModelConfig(Section):
     """Which network."""
 
     name: str
-    """A key of MODELS, the same on both sides."""
+    """A key of MODELS, the same on both sides; with ``pair`` a name of your own."""
     classes: PositiveInt
     """Number of classes; labels are 0..classes-1 and data.ignore_index."""
-    options: dict[str, bool] = {}
+    pair: PairConfig | None = None
+    """A network of your own in both frameworks (docs/add_a_model.md)."""
+    options: dict[str, Option] = {}
     """Switches of the network, on or off; one that is left out is as published. bisenetv1_2019 has
     use_arm and use_global_pooling (the paper's refinement and pooling, which its published forward
     pass leaves out); the STDC networks have use_boundary_2, _4, _8 and _16, the boundary heads that
-    the detail loss trains (8 as published). No switch changes the names or shapes of weights."""
+    the detail loss trains (8 as published). No switch changes the names or shapes of weights. With
+    ``pair``: arguments of its constructor, which may be numbers and texts, too."""
     weights: Path | None = None
     """A whole network's weights that a training starts from; last layers of another number of
     classes start anew. Not with backbone_weights. Like data.root, no part of the digest: a
@@ -55,6 +56,23 @@ class ModelConfig(Section):
     """Pretrained backbone (.safetensors or .pdparams; on the Torch side also .pth) that a training
     starts from; Paddle takes a .pth through `bisenet convert --backbone-only`. No part of the
     digest. Neither this nor weights: the model's own initialisation."""
+
+    @model_validator(mode="after")
+    def _options_are_switches(self) -> ModelConfig:
+        others = [name for name, value in self.options.items() if not isinstance(value, bool)]
+        if others and self.pair is None:
+            raise ValueError(
+                f"options.{others[0]} is {self.options[others[0]]!r}; expected true or false: the "
+                "networks of the family have switches only"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return, as JSON has it, what says which network this is: not where files of it lie."""
+        content = self.model_dump(mode="json", exclude={"pair", "weights", "backbone_weights"})
+        if self.pair is not None:
+            content["pair"] = self.pair.without_place().model_dump(mode="json")
+        return content
 
 
 Augmentation = Literal["opencv", "pillow"]

@@ -34,6 +34,8 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 them): a summary of some steps only is no proof, though its verdict is PASS."""
 SHOWN = 5
 """Differences that are told one by one."""
+_SOURCES = "model.pair.sources."
+"""Keys of the digests of a user's own network."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,10 @@ def _recipe_problems(summary: Mapping[str, Any], config: Config, verified: Path)
         found = list(differences(load_config(verified).recipe(), config.recipe()))
     except ConfigError:
         found = []
+    sources = [key for key, _, _ in found if key.startswith(_SOURCES)]
+    if sources and len(sources) == len(found):
+        files = ", ".join(key.removeprefix(_SOURCES).replace(".", ": ", 1) for key in sources)
+        return [f"stale: the code of the pair has changed since ({files})"]
     told = [f"{key} was {old}, is {new}" for key, old, new in found[:SHOWN]]
     if len(found) > SHOWN:
         told.append(f"{len(found) - SHOWN} more")
@@ -158,7 +164,7 @@ def _recipe_problems(summary: Mapping[str, Any], config: Config, verified: Path)
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield dotted key, old and new value, as JSON, of all leaves in which two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        # head_weights and options may have a key in one only
+        # head_weights, options and the sources of a pair may have a key in one only
         for name in {**old, **new}:
             yield from differences(
                 old.get(name), new.get(name), f"{key}.{name}" if key else str(name)

@@ -181,11 +181,34 @@ def layers_of(model: nn.Layer, kind: type) -> list[str]:
     return [name for name, layer in model.named_sublayers() if isinstance(layer, kind)]
 
 
+DROPOUTS = (nn.Dropout, nn.Dropout2D, nn.Dropout3D, nn.AlphaDropout)
+
+
 def disable_dropout(model: nn.Layer) -> None:
     """Let every dropout layer pass its input: the frameworks' generators can never agree."""
     for layer in model.sublayers():
-        if isinstance(layer, nn.Dropout):
+        if isinstance(layer, DROPOUTS):
             layer.p = 0.0
+
+
+def dropout_options(model: nn.Layer) -> dict[str, dict[str, float]]:
+    """Return what the dropout layers do, by name: all that can be compared of them.
+
+    Per layer: p, the probability of a zero; whole_maps, 1 where it takes whole channels; and
+    eval_scale, by which it multiplies in evaluation.
+    """
+    return {
+        name: {
+            "p": float(layer.p),
+            "whole_maps": float(isinstance(layer, nn.Dropout2D | nn.Dropout3D)),
+            # the mode of Paddle's alone that changes an evaluation
+            "eval_scale": 1.0 - layer.p
+            if getattr(layer, "mode", "") == "downscale_in_infer"
+            else 1.0,
+        }
+        for name, layer in model.named_sublayers()
+        if isinstance(layer, DROPOUTS)
+    }
 
 
 @contextmanager

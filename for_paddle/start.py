@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.checkpoints import Checkpoint
 from common.errors import ConfigError
 from common.start import StartReport, fit_start, own_start, report_start
 from for_paddle.backend import load_arrays, state_arrays
 from for_paddle.checkpoints import model_structure, read_any
-from for_paddle.models import Network
+from for_paddle.models import MODELS, Network
 
 
 def load_start_weights(
@@ -41,6 +42,8 @@ def load_start_weights(
     if path is None:
         return own_start(own)
     checkpoint = read_any(path)
+    if model.name and model.name not in MODELS:
+        return _load_own(model, checkpoint, path=path, whole=backbone_weights is None)
     fitted = fit_start(
         checkpoint,
         model_structure(model.name, classes=model.classes),
@@ -49,3 +52,22 @@ def load_start_weights(
     )
     load_arrays(model, {**own, **fitted.arrays})
     return report_start(path, checkpoint, fitted)
+
+
+def _load_own(model: Network, checkpoint: Checkpoint, *, path: Path, whole: bool) -> StartReport:
+    """Load the weights of a user's own network, of which only he knows what its parts are."""
+    if not whole:
+        raise ConfigError(
+            f"model.backbone_weights is {path}, but what the backbone of {model.name} is, is not "
+            "known here; give a whole network's weights as model.weights"
+        )
+    load_arrays(model, checkpoint.arrays)
+    return StartReport(
+        source=path,
+        what=f"weights of {model.name}, all of them",
+        taken=tuple(checkpoint.arrays),
+        folded=(),
+        skipped=(),
+        initial=(),
+        notes=checkpoint.notes,
+    )

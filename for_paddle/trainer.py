@@ -269,7 +269,9 @@ class Trainer:
 
     def _network(self) -> Network:
         model = self.config.model
-        return build_model(model.name, classes=model.classes, options=model.options)
+        return build_model(
+            model.name, classes=model.classes, options=model.options, pair=model.pair
+        )
 
     def _starting_network(self, device: Literal["cpu", "gpu"]) -> Network:
         config, train = self.config.model, self.config.train

@@ -49,7 +49,9 @@ class Case:
 
 def build_network(side: Any, model: ModelConfig) -> Any:
     """Build the network of a configuration, with the side's own initialisation."""
-    return side.models.build_model(model.name, classes=model.classes, options=model.options)
+    return side.models.build_model(
+        model.name, classes=model.classes, options=model.options, pair=model.pair
+    )
 
 
 def build(side: Any, case: Case) -> Any:

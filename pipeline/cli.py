@@ -29,7 +29,7 @@ from rich.text import Text
 from common.config import load_config
 from common.errors import InputError
 from common.files import write_text
-from pipeline import chain, cli_data, cli_eval, cli_review, cli_train
+from pipeline import chain, cli_data, cli_eval, cli_review, cli_train, new_model
 from pipeline.catalogue import FAMILY, FAMILY_OVERRIDES, ModelRow, catalogue_rows
 from pipeline.display import (
     STYLES,
@@ -52,6 +52,7 @@ cli_data.register(app)
 cli_eval.register(app)
 cli_review.register(app)
 cli_train.register(app)
+new_model.register(app)
 
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override: dotted.key=value; may be repeated.")

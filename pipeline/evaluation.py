@@ -188,11 +188,21 @@ def load_model(side: Any, settings: EvalSettings) -> Any:
     """
     config = settings.config.model
     model = side.models.build_model(
-        config.name, classes=config.classes, aux_heads=False, options=config.options
+        config.name,
+        classes=config.classes,
+        aux_heads=False,
+        options=config.options,
+        pair=config.pair,
     )
+    checkpoint = side.checkpoints.read_any(settings.weights)
     names = {name: array.shape for name, array in side.backend.state_arrays(model).items()}
+    if config.pair is not None:
+        # what its auxiliary heads are is known to the user alone: those that are not built are left
+        side.backend.load_arrays(model, {n: a for n, a in checkpoint.arrays.items() if n in names})
+        model.eval()
+        return model
     arrays = main_weights(
-        side.checkpoints.read_any(settings.weights),
+        checkpoint,
         side.checkpoints.model_structure(config.name, classes=config.classes),
         names,
         structure_of=lambda name: side.checkpoints.model_structure(name, classes=config.classes),

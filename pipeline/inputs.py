@@ -20,7 +20,8 @@ from fake_data import tensors
 from pipeline.records import Array, write_arrays
 
 ODD_SIZES_HW = ((72, 104), (33, 65))
-"""Sizes that are no multiple of 32: the reference fails on the first and changes the second."""
+"""Sizes that are no multiple of 32: the reference fails on the first and changes the second. A
+user's own network may say that it takes multiples only."""
 REAL_FRAMES = 2
 
 
@@ -92,7 +93,10 @@ def _backward(config: Config) -> dict[str, Array]:
 def _forward(config: Config) -> dict[str, Array]:
     arrays: dict[str, Array] = {"image": _batch(config)["image"]}
     rng = np.random.default_rng([config.verify.seed, 1])
-    for H, W in ODD_SIZES_HW:
+    pair = config.model.pair
+    multiple = 1 if pair is None else pair.size_multiple
+    for size in ODD_SIZES_HW:
+        H, W = (-(-length // multiple) * multiple for length in size)
         arrays[f"odd{H}x{W}"] = rng.standard_normal((1, 3, H, W))
     return arrays
 

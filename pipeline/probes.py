@@ -189,7 +189,7 @@ def _draw_gradients(side: Any, case: Case, model: Any) -> list[dict[str, tuple[A
 
 
 def probe_lr_schedule(side: Any, case: Case) -> Iterator[Part]:
-    """Record the groups, and the rate of each at every iteration of the whole schedule."""
+    """Record the groups and their rates at every iteration of the schedule; dropout's options."""
     config = case.config
     model = build_network(side, config.model)
     optimizer, scheduler = side.optim.build_optimizer(
@@ -208,6 +208,10 @@ def probe_lr_schedule(side: Any, case: Case) -> Iterator[Part]:
     for group, values in options.items():
         for option, value in values.items():
             arrays[f"options/{group}/{option}"] = np.asarray(float(value))
+    # every other step is run without dropout: its settings are all that can be compared
+    for layer, values in side.backend.dropout_options(model).items():
+        for option, value in values.items():
+            arrays[f"options/dropout/{layer}/{option}"] = np.asarray(value)
     for name in side.backend.trainable_parameters(model):
         arrays[f"group/{name}"] = np.asarray(members.get(name, "(no group)"))
     yield "", arrays

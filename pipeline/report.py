@@ -62,6 +62,7 @@ def _resolved(outcome: Outcome) -> str:
         update={
             "weights": _placeless(config.model.weights),
             "backbone_weights": _placeless(config.model.backbone_weights),
+            "pair": config.model.pair and config.model.pair.without_place(),
         }
     )
     head = "# Written by the verification: every value in force. Digests are in summary.json.\n"

@@ -14,7 +14,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ WANTED: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 reprod_log knows one absolute threshold, which float32 logits of size 100 exceed by rounding alone.
 The pairs hold what decides, the float64 run; float32 is in our own logs with its rounding floor.
 """
+_OF_LAST_LAYER: Mapping[str, tuple[str, ...]] = {
+    "backward": ("grad/",),
+    "optimizer": ("step5/param/", "step5/momentum/"),
+}
+"""Step -> kinds of keys of which a network without such names gives its last layer's."""
 LARGEST = 300_000
 """Elements; of a larger tensor every n-th one goes in, to keep the files small."""
 
@@ -57,15 +62,25 @@ LARGEST = 300_000
 def artefact_arrays(step: str, dtype: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Return the floating arrays of a record that go into the step's .npy pair."""
     _, wide, narrow = WANTED[step]
-    prefixes = wide if dtype == "float64" else narrow
+    chosen = _chosen(step, wide if dtype == "float64" else narrow, list(arrays))
     return {
         # a copy: a view would hold the whole record, whose file has gone
         f"{key}/{dtype}": array.reshape(-1)[:: -(-array.size // LARGEST)].copy()
         if array.size > LARGEST
         else array.copy()
         for key, array in arrays.items()
-        if prefixes and key.startswith(prefixes) and array.dtype.kind in "fi"
+        if key in chosen and array.dtype.kind in "fi"
     }
+
+
+def _chosen(step: str, prefixes: tuple[str, ...], keys: Sequence[str]) -> set[str]:
+    chosen = {key for key in keys if prefixes and key.startswith(prefixes)}
+    for kind in _OF_LAST_LAYER.get(step, ()) if prefixes else ():
+        own = [key for key in keys if key.startswith(kind)]
+        if own and not chosen.intersection(own):
+            layer = own[-1].rpartition(".")[0]
+            chosen |= {key for key in own if key.rpartition(".")[0] == layer}
+    return chosen
 
 
 def remove_artefacts(folder: Path, steps: Iterable[str]) -> None:

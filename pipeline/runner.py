@@ -20,7 +20,7 @@ from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
 from pipeline.recording import Progress, Recording
 from pipeline.records import Record, has_record, read_record, record_name, remove_record
-from pipeline.steps import SIDES, STEPS, Step, step_named, with_given_weights
+from pipeline.steps import SIDES, STEPS, Step, step_named, with_cancelled, with_given_weights
 from pipeline.training import FLOOR_PART, SNAPSHOT_KEYS, floor_part, snapshot_part
 from pipeline.verdicts import Row, Verdict
 
@@ -231,6 +231,9 @@ class Judging:
         self.pending = [(step_named(run.step), run.dtype) for run in job.runs]
         if job.weights is not None:
             self.pending = [(with_given_weights(step), dtype) for step, dtype in self.pending]
+        if (pair := outcome.config.model.pair) is not None:
+            names = pair.cancelled
+            self.pending = [(with_cancelled(step, names), dtype) for step, dtype in self.pending]
         self.snapshot_rows: list[Row] = []
         self.snapshots_due = snapshot_parts(outcome.config)
         self.ignore_index = outcome.config.data.ignore_index

@@ -5,6 +5,7 @@ Every bound looser than ROUNDING carries the measurement that asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -111,9 +112,17 @@ _CANCELLED = (
 )
 
 
-def _cancelled(*kinds: str) -> tuple[Allowance, ...]:
+_BY_GRADIENT: dict[str, tuple[str, ...]] = {
+    "backward": ("grad",),
+    "training": ("momentum", "iteration*/momentum", "moved"),
+}
+"""What such a bias's gradient decides: step -> first part of the keys."""
+
+
+def _cancelled(step: str, names: Iterable[str] = _CANCELLED) -> tuple[Allowance, ...]:
     reason = "a later BatchNorm subtracts this bias again: its gradient is zero by algebra"
-    return tuple(Allowance(f"{kind}/{name}", reason) for kind in kinds for name in _CANCELLED)
+    kinds = _BY_GRADIENT.get(step, ())
+    return tuple(Allowance(f"{kind}/{name}", reason) for kind in kinds for name in names)
 
 
 BOTH: tuple[Dtype, ...] = ("float64", "float32")
@@ -172,13 +181,14 @@ STEPS: tuple[Step, ...] = (
             DRAWN,
             FEW,
         ),
-        zeros=_cancelled("grad"),
+        zeros=_cancelled("backward"),
         nonzero=(Allowance("grad/*", "a parameter without gradient is cut off from the loss"),),
         official=1e-6,
     ),
     Step(
         "lr_schedule",
-        "rate of every group at every iteration; group, decay and momentum of every parameter",
+        "rate of every group at every iteration; group, decay and momentum of every parameter; "
+        "dropout",
         ("float64",),
         (
             Bound(
@@ -206,7 +216,7 @@ STEPS: tuple[Step, ...] = (
             Bound("*momentum/*", 1e-11, POOLED.format("8.7e-14", "7.3e-13")),
             ROUNDING,
         ),
-        zeros=_cancelled("momentum", "iteration*/momentum", "moved"),
+        zeros=_cancelled("training"),
         rounding=(CHANCE, replace(FEW, pattern="first/*"), TRAINED),
         nonzero=(Allowance("moved/*", "a parameter that did not move was not trained"),),
         official=1.5e-3,
@@ -225,6 +235,16 @@ DEAD_LAYER = Allowance(
 def with_given_weights(step: Step) -> Step:
     """Return the step as it is judged when the weights are a user's."""
     return replace(step, constants=(*step.constants, DEAD_LAYER))
+
+
+def with_cancelled(step: Step, names: Iterable[str]) -> Step:
+    """Return the step as it is judged when a network of the user's has such biases, too.
+
+    Args:
+        step: of the table.
+        names: shell patterns of parameters, ``model.pair.cancelled``.
+    """
+    return replace(step, zeros=(*step.zeros, *_cancelled(step.name, names)))
 
 
 def step_named(name: str) -> Step:

@@ -16,6 +16,7 @@ FREE = (
     "checkpoints.py",
     "distributed.py",
     "loading.py",
+    "models/own.py",
     "optimizer_state.py",
     "runtime.py",
 )

@@ -16,6 +16,7 @@ from common.errors import ConfigError, ParityError
 from common.parity_gate import REQUIRED, check_parity
 from common.provenance import CODE_FOLDERS, code_digest
 from pipeline.judge import Result
+from pipeline.new_model import lay_files
 from pipeline.steps import STEPS, step_named
 from pipeline.verdicts import Verdict
 
@@ -228,4 +229,16 @@ def test_the_resolved_configuration_has_no_more_than_the_recipe(config: Config) 
     assert set(dumped["data"]) - set(recipe["data"]) == {
         *("root", "train_list", "val_list", "batch_size", "workers"),
     }
-    assert set(dumped["model"]) - set(recipe["model"]) == {"weights", "backbone_weights"}
+    # without a pair there is no key of it: digests made before there were pairs still hold
+    assert set(dumped["model"]) - set(recipe["model"]) == {"weights", "backbone_weights", "pair"}
+
+
+def test_the_code_of_a_pair_of_ones_own_is_part_of_the_evidence(tmp_path: Path) -> None:
+    lay_files("own_net", tmp_path / "own")
+    path, logs = tmp_path / "own" / "own_net.yml", tmp_path / "logs"
+    write_evidence(logs, load_config(path), name="own_net")
+    assert check_parity(path, load_config(path), logs=logs).summary.is_file()
+    port = path.with_name("paddle_model.py")
+    port.write_text(port.read_text() + "# a remark\n")
+    (line,) = refusal(load_config(path), logs, path=path)
+    assert line == "stale: the code of the pair has changed since (paddle: paddle_model.py)"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
+from common.config_pair import PairConfig
+from common.config_sections import Option
 from common.errors import ConfigError
 from for_paddle.models.bisenetv1 import BiSeNetV1
 from for_paddle.models.bisenetv1_2019 import BiSeNetV1First
 from for_paddle.models.bisenetv2 import BiSeNetV2
 from for_paddle.models.bisestdc import BISESTDC2_STRIDES, BISESTDC_STRIDES, BiSeSTDC
+from for_paddle.models.own import build_own
 from for_paddle.models.stdcnet import STDC1_LAYERS, STDC2_LAYERS
 from for_paddle.models.stdcseg import STDCSeg
 
@@ -52,7 +55,8 @@ def build_model(
     *,
     classes: int,
     aux_heads: bool = True,
-    options: Mapping[str, bool] | None = None,
+    options: Mapping[str, Option] | None = None,
+    pair: PairConfig | None = None,
 ) -> Network:
     """Build a network on the current device, in the default dtype, with fresh weights.
 
@@ -62,10 +66,22 @@ def build_model(
         aux_heads: False leaves out the heads that only training uses.
         options: the network's switches by name, keys of OPTIONS; one left out, or None for all,
             is as the network was published.
+        pair: a user's own network, in place of those of MODELS; its options are free.
 
     Raises:
-        ConfigError: the name is not a key of MODELS, or the network has no such option.
+        ConfigError: the name is not a key of MODELS (or, with a pair, is one), the network has no
+            such option, or the pair's class cannot be used.
     """
+    if pair is not None:
+        if name in MODELS:
+            raise ConfigError(
+                f"model.name is {name!r}, a network of the family, but model.pair names one of "
+                "your own; give it another name"
+            )
+        own = build_own(
+            pair, name=name, classes=classes, aux_heads=aux_heads, options=options or {}
+        )
+        return cast("Network", own)
     if name not in MODELS:
         raise ConfigError(f"model.name is {name!r}; expected one of {', '.join(MODELS)}")
     switches = dict(options or {})
