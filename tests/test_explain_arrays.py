@@ -147,6 +147,8 @@ COMPOSITES: list[tuple[str, Array, Array]] = [
     ("other-part", FEATURE, OTHER),
     ("other-combination", FUSED, OTHER + INPUT * ATTENTION),
     ("missing-activation", np.maximum(FEATURE + INPUT, 0), FEATURE + INPUT),
+    ("extra-activation", FEATURE + INPUT, np.maximum(FEATURE + INPUT, 0)),
+    ("extra-activation", OTHER, np.maximum(OTHER, 0)),
     ("concat-order", JOINED, np.concatenate([OTHER, FEATURE, INPUT], axis=1)),
     ("other-part", JOINED, np.concatenate([FEATURE, OTHER, OTHER], axis=1)),
     ("missing-residual", np.concatenate([FEATURE], axis=1) + INPUT, FEATURE),

@@ -25,9 +25,9 @@ MODULES = {
     "update": "optimizer",
     "momentum": "optimizer",
     "series": "schedule",
-    "option": "optimizer",
+    "option": "schedule",
     "sample": "data",
-    "batch": "data",
+    "batch": "batch",
     "metric": "metric",
 }
 """Which module of this package explains a kind of case."""

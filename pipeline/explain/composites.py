@@ -131,8 +131,8 @@ def _relation_of_ways(right: Combination, found: Combination, parts: Mapping[str
 
 
 def _relation_of_sums(right: Combination, found: Combination) -> str:
-    if right.rectified and not found.rectified and right.terms == found.terms:
-        return "missing-activation"
+    if right.rectified != found.rectified and right.terms == found.terms:
+        return "missing-activation" if right.rectified else "extra-activation"
     if right.terms.keys() == found.terms.keys():
         return "scaled-term"
     if found.terms.items() < right.terms.items():

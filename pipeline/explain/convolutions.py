@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from pipeline.explain.generic import channel_orders
+from pipeline.explain.channels import channel_orders
 from pipeline.explain.ops import PAD_MODES, Pair, Sides
 from pipeline.explain.options import Operands, Options, of_layer, run, with_options
 from pipeline.explain.target import Array, Candidate, Target
