@@ -14,21 +14,26 @@ from xml.etree import ElementTree
 from common.files import write_text
 from common.provenance import code_digest, git_commit
 from pipeline import chain
+from pipeline.evidence import FILE as EVIDENCE
+from pipeline.evidence import write_evidence
 from pipeline.judge import Result
+from pipeline.page.report_page import write_page
 from pipeline.rounding import CROSS_FACTOR
 from pipeline.runner import Outcome
 from pipeline.step_logs import kinds_line
 from pipeline.steps import SIDES, Step
-from pipeline.verdicts import Row, Verdict, bound_for
+from pipeline.verdicts import Row, Verdict, bound_for, one_row_per_tensor, tensor_of
 
 WORST_IN_SUMMARY = 3
-_PART = re.compile(r"^iteration\d+/")
 _NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold, not even escaped; terminal colours in a recorder's error."""
 
 
 def write_reports(outcome: Outcome) -> list[Path]:
-    """Write ``<step>_diff.log``, ``summary.json`` and ``junit.xml``; return their paths."""
+    """Write the logs, ``evidence.json``, ``summary.json``, ``junit.xml``; return their paths.
+
+    ``<step>_diff.log`` for every step, and ``report.html`` for whoever reads them all.
+    """
     out = outcome.options.out
     head = _provenance(outcome)
     paths: list[Path] = []
@@ -38,14 +43,21 @@ def write_reports(outcome: Outcome) -> list[Path]:
         path = out / f"{name}_diff.log"
         text = _step_log(results, head, listed=outcome.options.listed)
         write_text(path, text)
-        digests[path.name] = hashlib.sha256(text.encode()).hexdigest()
+        digests[path.name] = _digest(text)
         paths.append(path)
+    kept = outcome.evidence.evidence(listed=outcome.options.listed)
+    digests[EVIDENCE] = _digest(write_evidence(out / EVIDENCE, kept))
     write_text(out / "junit.xml", _junit(outcome))
     write_text(out / "config.yml", _resolved(outcome))
-    paths += [out / name for name in ("summary.json", "junit.xml", "config.yml")]
+    paths += [out / name for name in (EVIDENCE, "summary.json", "junit.xml", "config.yml")]
     # last: the summary holds the digest of every other file, and its own
     chain.seal(out, _summary(outcome, head, digests), written=paths)
-    return paths
+    # but the page's, which is made from it
+    return [*paths, write_page(out)]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _resolved(outcome: Outcome) -> str:
@@ -149,7 +161,7 @@ def _result_lines(result: Result, listed: int | None) -> list[str]:
         )
     failing = sum(not row.verdict.passed for row in rows)
     shown = len(rows) if listed is None else max(listed, failing)
-    lines += [_row_line(row, counts[_tensor(row.key)]) for row in rows[:shown]]
+    lines += [_row_line(row, counts[tensor_of(row.key)]) for row in rows[:shown]]
     if rest := rows[shown:]:
         lines.append(
             f"{len(rest)} more tensors pass, each with at most {rest[0].severity[1]:.1%} of its "
@@ -184,22 +196,6 @@ def official_line(result: Result) -> str:
         f"official threshold (reported, does not decide): mean abs difference <= {threshold:g} "
         f"holds for {inside} of {len(rows)} tensors; largest {worst.mean_abs:.2e} at {worst.key}"
     )
-
-
-def _tensor(key: str) -> str:
-    return _PART.sub("", key)
-
-
-def one_row_per_tensor(rows: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
-    """Merge the snapshots of a training: the worst row of each tensor, and how many there were."""
-    worst: dict[str, Row] = {}
-    counts: dict[str, int] = {}
-    for row in rows:
-        name = _tensor(row.key)
-        counts[name] = counts.get(name, 0) + 1
-        if name not in worst or row.severity > worst[name].severity:
-            worst[name] = row
-    return sorted(worst.values(), key=lambda row: row.severity, reverse=True), counts
 
 
 def _row_line(row: Row, count: int) -> str:

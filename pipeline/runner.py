@@ -15,6 +15,8 @@ from common.errors import ConfigError, InputError
 from common.files import scratch_folder, write_text
 from common.weights import read_weights
 from fake_data import scenes
+from pipeline.chaos import perturbation_rows
+from pipeline.evidence import Collector
 from pipeline.inputs import DATA_STEPS, data_digest, prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
@@ -61,6 +63,8 @@ class Outcome:
     peak_mib: dict[str, int] = field(default_factory=dict[str, int])
     artefacts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Arrays for the reprod_log files: name -> side -> array."""
+    evidence: Collector = field(default_factory=Collector)
+    """What the report page draws."""
 
     @property
     def exit_code(self) -> int:
@@ -288,13 +292,16 @@ class Judging:
                 return Result(step, dtype, Verdict.ERROR, message=text)
             wide = [read_record(work, name).arrays for name in names]
             rows = compare_float32(step, arrays, wide, ignore_index=self.ignore_index)
+            rows += perturbation_rows(step, arrays, work)
         else:
             rows = compare_float64(step, arrays, ignore_index=self.ignore_index)
             if step.name == "training":
                 text = "this snapshot of the training was not recorded by both sides"
                 missing = [Row(part, Verdict.MISSING, text) for part in self.snapshots_due]
                 rows = [*self.snapshot_rows, *missing, *rows]
-        return judge(step, dtype, pair, rows)
+        result = judge(step, dtype, pair, rows)
+        config = self.outcome.config
+        return self.outcome.evidence.add(result, arrays, work=self.work, config=config)
 
     def _snapshots(self) -> None:
         """Compare the training's snapshots as soon as both sides have written them."""

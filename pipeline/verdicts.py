@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
 import numpy as np
+
+_SNAPSHOT = re.compile(r"^iteration\d+/")
 
 
 class Verdict(str, Enum):
@@ -100,3 +103,20 @@ def overall(rows: Sequence[Row]) -> Verdict:
     order = (Verdict.ERROR, Verdict.FAIL, Verdict.MISSING, Verdict.VACUOUS, Verdict.NOT_RUN)
     found = {row.verdict for row in rows}
     return next((verdict for verdict in order if verdict in found), Verdict.PASS)
+
+
+def tensor_of(key: str) -> str:
+    """Return the key without the snapshot of a training that it belongs to."""
+    return _SNAPSHOT.sub("", key)
+
+
+def one_row_per_tensor(rows: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
+    """Merge the snapshots of a training: the worst row of each tensor, and how many there were."""
+    worst: dict[str, Row] = {}
+    counts: dict[str, int] = {}
+    for row in rows:
+        name = tensor_of(row.key)
+        counts[name] = counts.get(name, 0) + 1
+        if name not in worst or row.severity > worst[name].severity:
+            worst[name] = row
+    return sorted(worst.values(), key=lambda row: row.severity, reverse=True), counts
