@@ -86,6 +86,10 @@ def verify_command(
         Path | None,
         typer.Option(help="Start weights (.safetensors, .pdparams); default: by rule."),
     ] = None,
+    waivers: Annotated[
+        Path | None,
+        typer.Option(help="Accepted differences; default: waivers.yml beside the logs."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -111,14 +115,16 @@ def verify_command(
         steps=tuple(word.strip() for word in steps.split(",") if word.strip()),
         data=data,
         weights=weights,
+        waivers=waivers,
         device=device,
         keep_going=keep_going,
         command=_command_line(),
     )
     chosen = selected_steps(options.steps)
     if config is None:
-        if as_json or weights:
-            raise InputError("--json and --weights are for one configuration, not for --all")
+        if as_json or weights or waivers:
+            text = "--json, --weights and --waivers are for one configuration, not for --all"
+            raise InputError(text)
         raise typer.Exit(run_family(options, overrides=overrides))
     if out is None:
         # a part of the steps must not take the place of the whole evidence

@@ -185,9 +185,9 @@ WORST_ONLY: Mapping[str, int] = {
     "data": 12,
     "metric": 12,
     "lr_schedule": 12,
-    "loss": 24,
-    "optimizer": 24,
-    "training": 30,
+    "loss": 12,
+    "optimizer": 12,
+    "training": 16,
 }
 """Steps without an order of layers: only so many of the worst tensors are kept."""
 
@@ -230,12 +230,12 @@ def _tensor(key: str, wide: Row | None, narrow: Row | None) -> Tensor:
 def _judged(row: Row | None) -> tuple[str | None, Number, Number]:
     if row is None:
         return None, None, None
-    verdict = "" if row.verdict.passed else row.verdict.value
-    return verdict, number(row.relative), number(row.bound)
+    verdict = "" if row.verdict is Verdict.PASS else row.verdict.value
+    return verdict, number(row.relative), number(row.bound, 2)
 
 
 def _optional(value: float | None) -> Number:
-    return None if value is None else number(value)
+    return None if value is None else number(value, 2)
 
 
 def write_evidence(path: Path, evidence: Evidence) -> str:

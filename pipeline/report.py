@@ -23,6 +23,7 @@ from pipeline.runner import Outcome
 from pipeline.step_logs import kinds_line
 from pipeline.steps import SIDES, Step
 from pipeline.verdicts import Row, Verdict, bound_for, one_row_per_tensor, tensor_of
+from pipeline.waivers import waivers_of
 
 WORST_IN_SUMMARY = 3
 _NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -123,10 +124,12 @@ def _step_log(results: Sequence[Result], head: dict[str, Any], *, listed: int | 
 
 
 def worst_verdict(results: Sequence[Result]) -> Verdict:
-    """Return PASS when all results passed, else the first other verdict."""
+    """Return PASS when all results passed, perhaps with waivers, else the first other verdict."""
     if not results:
         return Verdict.VACUOUS
-    return next((r.verdict for r in results if not r.verdict.passed), Verdict.PASS)
+    waived = any(result.verdict is Verdict.WITH_WAIVERS for result in results)
+    passed = Verdict.WITH_WAIVERS if waived else Verdict.PASS
+    return next((r.verdict for r in results if not r.verdict.passed), passed)
 
 
 def _result_lines(result: Result, listed: int | None) -> list[str]:
@@ -221,6 +224,10 @@ def _summary(outcome: Outcome, head: dict[str, Any], digests: dict[str, str]) ->
         "exit_code": outcome.exit_code,
         "seconds": round(outcome.seconds, 1),
         "peak_mib": outcome.peak_mib,
+        "waivers": [
+            waiver.model_dump(mode="json")
+            for waiver in waivers_of(outcome.options.out, outcome.options.waivers)
+        ],
         "results": [_result_summary(result) for result in results],
         "logs": digests,
     }

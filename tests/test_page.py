@@ -290,3 +290,21 @@ def test_a_summary_of_a_stopped_run_has_a_page(logs: Path, tmp_path: Path) -> No
     assert "! ERROR" in words
     assert "paddle recorder: <boom>" in words
     assert "Not run after the failure: training (float32)." in words
+
+
+def test_waivers_stand_in_plain_sight(logs: Path, tmp_path: Path) -> None:
+    summary = json.loads((logs / "passing" / "summary.json").read_text())
+    waiver = {"tensor": "eval/layer/<a>", "step": "forward", "dtype": "float64",
+              "relation": {"kind": "factor", "value": 1.5}, "reason": "the weights & so on",
+              "lifted_by": "the authors", "expires": "2027-01-31"}  # fmt: skip
+    folder = tmp_path / "c"
+    folder.mkdir()
+    waived = {**summary, "verdict": "PASS with waivers", "waivers": [waiver]}
+    (folder / "summary.json").write_text(json.dumps(waived))
+    write_pages(tmp_path)
+    page = page_of(folder)
+    assert "PASS with waivers" in page.words
+    assert "Waivers: 1, listed below." in page.words
+    (row,) = [row for row in page.rows if row and row[0] == "eval/layer/<a>"]
+    assert row[2:] == ["is 1.5 times Torch's", "the weights & so on", "the authors", "2027-01-31"]
+    assert "Waivers: none." in page_of(logs / "passing").words

@@ -22,7 +22,10 @@ def rates_section(source: Source) -> Markup:
     )
     if not rates:
         return section("rates", "Learning rates", paragraph(NOT_RECORDED))
-    numbers = [_rate_table(one) for one in rates]
+    together: dict[tuple[int, ...], list[Rates]] = {}
+    for one in rates:
+        together.setdefault(tuple(one.iterations), []).append(one)
+    numbers = [_rate_table(groups) for groups in together.values()]
     return section("rates", "Learning rates", paragraph(intro), figures(content, numbers))
 
 
@@ -54,14 +57,16 @@ def _rate_chart(rates: Rates) -> Markup:
     return figure(line_chart(chart), text)
 
 
-def _rate_table(rates: Rates) -> Markup:
-    rows = [
-        (str(i), _exact(torch), _exact(paddle))
-        for i, torch, paddle in zip(rates.iterations, rates.torch, rates.paddle, strict=True)
-    ]
-    caption = f"Learning rate of group {rates.group}"
-    numbers = table(("iteration", "Torch", "Paddle"), rows, caption=caption)
-    return details(f"{caption} in numbers", numbers)
+def _rate_table(rates: Sequence[Rates]) -> Markup:
+    """Return the rates of groups that are kept at the same iterations."""
+    head = ["iteration"]
+    columns = [[str(number) for number in rates[0].iterations]]
+    for one in rates:
+        head += [f"{one.group}, Torch", f"{one.group}, Paddle"]
+        columns += [[_exact(rate) for rate in side] for side in (one.torch, one.paddle)]
+    caption = f"Learning rates of {len(rates)} groups"
+    rows = zip(*columns, strict=True)
+    return details(f"{caption}, in numbers", table(head, rows, caption=caption))
 
 
 def training_section(source: Source) -> Markup:

@@ -22,6 +22,8 @@ SYMBOLS: Mapping[str, tuple[str, str]] = {
 """Verdict -> symbol, style: never told by colour alone."""
 
 
+PASSING = ("PASS", "PASS with waivers")
+"""Verdicts of steps and runs that are accepted."""
 ABSENT = "-"
 """What stands where there is no number."""
 

@@ -14,7 +14,13 @@ from pipeline.page.proof import faults_section, provenance_section
 from pipeline.page.source import Source, read_source
 from pipeline.page.style import STYLE
 from pipeline.page.tensors import buffers_section, gradients_section, layers_section, update_section
-from pipeline.page.verdict import failures_section, key_points, steps_section, verdict_banner
+from pipeline.page.verdict import (
+    failures_section,
+    key_points,
+    steps_section,
+    verdict_banner,
+    waivers_section,
+)
 
 FILE = "report.html"
 _HEADING = re.compile(r"<h2 id=([a-z]+)-title>(.*?)</h2>")
@@ -37,6 +43,7 @@ def report_page(source: Source) -> str:
     """Return the page as HTML."""
     sections = [
         failures_section(source),
+        waivers_section(source),
         steps_section(source),
         layers_section(source),
         gradients_section(source),

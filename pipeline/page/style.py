@@ -115,7 +115,8 @@ footer{padding:2rem 1rem;color:var(--muted)}
 @media (max-width:30rem){dl.facts{grid-template-columns:1fr}dl.facts dd{margin-bottom:.4rem}
 th,td{padding:.2rem .35rem}}
 @media print{body{font-size:10pt}.skip,nav{display:none}.scroll{overflow:visible;max-height:none}
-thead th{position:static}table{font-size:7.5pt}th,td{padding:1pt 3pt;overflow-wrap:anywhere}
+thead th{position:static}table{font-size:7.5pt}th,td{padding:1pt 3pt}
+tbody th,td.w{overflow-wrap:anywhere;min-width:0}figcaption{font-size:8pt}
 .figures{grid-template-columns:1fr 1fr}figure,tr,.case,.verdict{break-inside:avoid}
 h2,h3{break-after:avoid}a{color:inherit;text-decoration:none}details:not([open]){display:none}}
 """

@@ -8,9 +8,10 @@ from typing import Any
 from pipeline.chaos import BAND, BUG, CHAOS
 from pipeline.evidence import Line
 from pipeline.page.html import Markup, details, element, paragraph, section, table
-from pipeline.page.parts import SYMBOLS, badge, facts_list, share, shown
+from pipeline.page.parts import PASSING, SYMBOLS, badge, facts_list, share, shown
 from pipeline.page.source import Case, Json, Source
 from pipeline.steps import BOTH, STEPS
+from pipeline.waivers import Relation
 
 MEANING: Mapping[str, str] = {
     "PASS": "In everything that was compared, the Paddle port computes what Torch computes.",
@@ -44,8 +45,11 @@ def verdict_banner(source: Source) -> Markup:
 
 def first_failures(source: Source) -> Sequence[Json]:
     """Return the first failing result of the run, which those after it may only follow."""
-    failing = [r for r in source.results if r["verdict"] not in ("PASS", "NOT RUN")]
-    return failing[:1]
+    return _failing(source)[:1]
+
+
+def _failing(source: Source) -> list[Json]:
+    return [r for r in source.results if r["verdict"] not in (*PASSING, "NOT RUN")]
 
 
 def _place(result: Json) -> Markup:
@@ -64,6 +68,7 @@ def key_points(source: Source) -> Markup:
         *_worst_points(source),
         chaos_point(source),
         audit_point(source),
+        waivers_point(source),
         f"Inputs: {source.summary['data']}, weights {source.summary['weights']}, seed "
         f"{source.summary['seed']}, {source.summary['device']}.",
     ]
@@ -152,6 +157,39 @@ def audit_point(source: Source) -> str:
     return f"{caught} of {len(findings)} deliberate faults of this network are caught."
 
 
+def waivers_point(source: Source) -> str:
+    """Return how many differences are accepted."""
+    waivers = source.summary.get("waivers")
+    if waivers is None:
+        return "Waivers: not recorded by this run."
+    return f"Waivers: {len(waivers)}, listed below." if waivers else "Waivers: none."
+
+
+def waivers_section(source: Source) -> Markup | None:
+    """Return every accepted difference, with its reason and its end; None where there is none."""
+    waivers: Sequence[Json] = source.summary.get("waivers") or ()
+    if not waivers:
+        return None
+    rows = [
+        (
+            str(one["tensor"]),
+            f"{one['step']} ({one['dtype']})",
+            Relation(**one["relation"]).text,
+            str(one["reason"]),
+            str(one["lifted_by"]),
+            str(one["expires"]),
+        )
+        for one in waivers
+    ]
+    head = ("tensor", "step", "Paddle's number", "reason", "who can lift it", "expires")
+    listed = table(head, rows, caption="Accepted differences", text=(1, 2, 3, 4, 5))
+    text = (
+        "Known differences that are accepted until they expire. Each relation was computed and "
+        "holds to the tensor's bound; one that is expired or unused fails the step."
+    )
+    return section("waivers", "Waivers", paragraph(text), listed)
+
+
 def steps_section(source: Source) -> Markup:
     """Return the table of steps: both dtypes, what was compared, the worst tensor."""
     rows = [_step_row(result) for result in source.results]
@@ -188,7 +226,7 @@ def _step_row(result: Json) -> list[Markup | str]:
 
 def failures_section(source: Source) -> Markup | None:
     """Return where each failure starts, why, and how it is made again alone."""
-    failing = [r for r in source.results if r["verdict"] not in ("PASS", "NOT RUN")]
+    failing = _failing(source)
     if not failing:
         return None
     parts: list[Markup] = []
@@ -218,7 +256,7 @@ def _failure(result: Json, source: Source) -> list[Markup]:
             str(row["detail"]),
         )
         for row in result["worst"]
-        if row["verdict"] != "PASS"
+        if row["verdict"] not in (*PASSING, "WAIVED")
     ]
     if rows:
         head = ("tensor", "verdict", "difference", "bound", "what is wrong")
