@@ -101,7 +101,7 @@ class Evidence(Saved):
     """The whole file."""
 
     version: Literal[1]
-    tensors: dict[str, list[Tensor]] = Field(default_factory=dict[str, list[Tensor]])
+    tensors: dict[str, list[Tensor]]
     """Step -> tensors in the order in which they are computed."""
     left_out: dict[str, int] = Field(default_factory=dict[str, int])
     """Step -> tensors that pass and are not listed."""
