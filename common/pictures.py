@@ -38,16 +38,21 @@ def prediction_picture(
         (H', W', 3) uint8, RGB, at most 1536 pixels wide.
     """
     palette = palette_of(data, classes=classes)
-    pixels = image.transpose(1, 2, 0) * np.array(data.std) + np.array(data.mean)
-    shown = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
     beside = np.concatenate(
-        [shown, colourise(label, palette), colourise(prediction, palette)], axis=1
+        [shown_image(image, data), colourise(label, palette), colourise(prediction, palette)],
+        axis=1,
     )
     height, width = beside.shape[:2]
     if width <= _MAX_WIDTH:
         return beside
     size = (_MAX_WIDTH, max(1, round(height * _MAX_WIDTH / width)))
     return np.asarray(cv2.resize(beside, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def shown_image(image: NDArray[np.floating], data: DataConfig) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) uint8 RGB picture of a (3, H, W) image normalised by mean and std."""
+    pixels = image.transpose(1, 2, 0) * np.array(data.std) + np.array(data.mean)
+    return np.clip(np.rint(np.nan_to_num(pixels) * 255), 0, 255).astype(np.uint8)
 
 
 def palette_of(data: DataConfig, *, classes: int) -> tuple[tuple[int, int, int], ...]:

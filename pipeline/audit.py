@@ -19,6 +19,7 @@ from common.config import Config
 from common.errors import ConfigError
 from common.files import scratch_folder, write_text
 from common.provenance import code_digest, git_commit
+from pipeline.chaos import perturbation_rows
 from pipeline.faults import FAULTS, Fault
 from pipeline.findings import AuditOutcome, Finding
 from pipeline.inputs import prepare_inputs
@@ -235,6 +236,7 @@ def judge_folders(
     ignore_index = config.data.ignore_index
     if dtype != wide:
         rows = compare_float32(step, arrays[:2], arrays[2:], ignore_index=ignore_index)
+        rows += perturbation_rows(step, arrays[:2], reference)
     else:
         rows = compare_float64(step, arrays, ignore_index=ignore_index)
     return judge(step, dtype, pair, rows)

@@ -29,7 +29,7 @@ from rich.text import Text
 from common.config import load_config
 from common.errors import InputError
 from common.files import write_text
-from pipeline import chain, cli_data, cli_eval, cli_review, cli_train, new_model
+from pipeline import chain, cli_data, cli_eval, cli_report, cli_review, cli_train, new_model
 from pipeline.catalogue import FAMILY, FAMILY_OVERRIDES, ModelRow, catalogue_rows
 from pipeline.display import (
     STYLES,
@@ -42,6 +42,8 @@ from pipeline.display import (
     report_reprod,
     result_table,
 )
+from pipeline.page.index import FILE as INDEX
+from pipeline.page.index import refresh_index, write_index
 from pipeline.report import worst_verdict, write_reports
 from pipeline.reprod import remove_artefacts, write_artefacts
 from pipeline.runner import Options, selected_steps, verify, verify_all
@@ -50,6 +52,7 @@ from pipeline.steps import STEP_NAMES
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cli_data.register(app)
 cli_eval.register(app)
+cli_report.register(app)
 cli_review.register(app)
 cli_train.register(app)
 new_model.register(app)
@@ -83,6 +86,10 @@ def verify_command(
         Path | None,
         typer.Option(help="Start weights (.safetensors, .pdparams); default: by rule."),
     ] = None,
+    waivers: Annotated[
+        Path | None,
+        typer.Option(help="Accepted differences; default: waivers.yml beside the logs."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -108,14 +115,16 @@ def verify_command(
         steps=tuple(word.strip() for word in steps.split(",") if word.strip()),
         data=data,
         weights=weights,
+        waivers=waivers,
         device=device,
         keep_going=keep_going,
         command=_command_line(),
     )
     chosen = selected_steps(options.steps)
     if config is None:
-        if as_json or weights:
-            raise InputError("--json and --weights are for one configuration, not for --all")
+        if as_json or weights or waivers:
+            text = "--json, --weights and --waivers are for one configuration, not for --all"
+            raise InputError(text)
         raise typer.Exit(run_family(options, overrides=overrides))
     if out is None:
         # a part of the steps must not take the place of the whole evidence
@@ -141,6 +150,7 @@ def run_verify(config: Path, options: Options, *, overrides: list[str], as_json:
     with Display(display) as show:
         outcome = verify(loaded, options, progress=show.on_event)
     paths = write_reports(outcome)
+    refresh_index(options.out)
     remove_artefacts(options.out / "log_reprod", options.steps)
     if outcome.exit_code == 0:
         report_reprod(write_artefacts(options.out / "log_reprod", outcome.artefacts), display)
@@ -183,7 +193,9 @@ def run_family(options: Options, *, overrides: list[str]) -> int:
     for outcome in outcomes:
         write_reports(outcome)
         explain_failures(outcome)
-    chain.link(options.out, *(outcome.options.out.name for outcome in outcomes))
+    write_index(options.out)
+    names = (outcome.options.out.name for outcome in outcomes)
+    chain.link(options.out, INDEX, *names)
     console.print(family_table(outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
     console.print(f"{seconds:.0f} s; logs: {options.out}/<configuration>/", highlight=False)

@@ -25,7 +25,11 @@ console = Console(width=WIDTH, markup=False)
 errors = Console(stderr=True, width=WIDTH, markup=False)
 
 TAIL_LINES = 12
-STYLES = {Verdict.PASS: "green", Verdict.NOT_RUN: "yellow"}
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.WITH_WAIVERS: "yellow",
+    Verdict.NOT_RUN: "yellow",
+}
 
 
 def report_reprod(verdicts: Mapping[str, bool], display: Console) -> None:
@@ -106,7 +110,7 @@ def result_table(outcome: Outcome) -> Table:
 def explain_failures(outcome: Outcome) -> None:
     """Print where each failing result starts, its first rows, and a dead recorder's last lines."""
     for result in outcome.results:
-        if result.verdict in (Verdict.PASS, Verdict.NOT_RUN):
+        if result.verdict.passed or result.verdict is Verdict.NOT_RUN:
             continue
         console.print(Text(f"\n{result.step.name} {result.dtype}: {result.verdict.value}", "red"))
         if result.divergence:

@@ -23,6 +23,7 @@ ODD_SIZES_HW = ((72, 104), (33, 65))
 """Sizes that are no multiple of 32: the reference fails on the first and changes the second. A
 user's own network may say that it takes multiples only."""
 REAL_FRAMES = 2
+"""Frames that are predicted when the data are real."""
 
 
 def prepare_inputs(
@@ -34,14 +35,15 @@ def prepare_inputs(
         folder: where the files go.
         config: sizes and seed (verify section), classes, data root for real frames.
         steps: names of the steps that will run.
-        real_frames: add frames of the validation set to the forward step.
+        real_frames: the forward step gets whole frames of the validation set; else a generated one
+            of half its size.
     """
     makers = {"forward": _forward, "backward": _backward, "loss": _loss, "metric": _metric}
     for step in steps:
         if step in makers:
             arrays = makers[step](config)
-            if step == "forward" and real_frames:
-                arrays |= _frames(config)
+            if step == "forward":
+                arrays |= _frames(config, real=real_frames)
             write_arrays(folder / f"{step}.npz", arrays)
 
 
@@ -101,15 +103,18 @@ def _forward(config: Config) -> dict[str, Array]:
     return arrays
 
 
-def _frames(config: Config) -> dict[str, Array]:
+def _frames(config: Config, *, real: bool) -> dict[str, Array]:
+    """Return validation frames; of a generated scene, whose pixels are smooth, every other one."""
     transform = val_transform(config.data)
+    count, stride = (REAL_FRAMES, 1) if real else (1, 2)
     arrays: dict[str, Array] = {}
-    for index, sample in enumerate(load_samples(config.data, "val")[:REAL_FRAMES]):
+    for index, sample in enumerate(load_samples(config.data, "val")[:count]):
         image, label = read_sample(
             sample, classes=config.model.classes, ignore_index=config.data.ignore_index
         )
         rng = sample_rng(config.verify.seed, key=SampleKey(0, index))
-        arrays[f"frame{index}"] = transform(image, label, rng)[0][None].astype(np.float64)
+        frame = transform(image, label, rng)[0][None, :, ::stride, ::stride]
+        arrays[f"frame{index}"] = frame.astype(np.float64)
     return arrays
 
 

@@ -14,21 +14,27 @@ from xml.etree import ElementTree
 from common.files import write_text
 from common.provenance import code_digest, git_commit
 from pipeline import chain
+from pipeline.evidence import FILE as EVIDENCE
+from pipeline.evidence import write_evidence
 from pipeline.judge import Result
+from pipeline.page.report_page import write_page
 from pipeline.rounding import CROSS_FACTOR
 from pipeline.runner import Outcome
 from pipeline.step_logs import kinds_line
 from pipeline.steps import SIDES, Step
-from pipeline.verdicts import Row, Verdict, bound_for
+from pipeline.verdicts import Row, Verdict, bound_for, one_row_per_tensor, tensor_of
+from pipeline.waivers import waivers_of
 
 WORST_IN_SUMMARY = 3
-_PART = re.compile(r"^iteration\d+/")
 _NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold, not even escaped; terminal colours in a recorder's error."""
 
 
 def write_reports(outcome: Outcome) -> list[Path]:
-    """Write ``<step>_diff.log``, ``summary.json`` and ``junit.xml``; return their paths."""
+    """Write the logs, ``evidence.json``, ``summary.json``, ``junit.xml``; return their paths.
+
+    ``<step>_diff.log`` for every step, and ``report.html`` for whoever reads them all.
+    """
     out = outcome.options.out
     head = _provenance(outcome)
     paths: list[Path] = []
@@ -38,14 +44,21 @@ def write_reports(outcome: Outcome) -> list[Path]:
         path = out / f"{name}_diff.log"
         text = _step_log(results, head, listed=outcome.options.listed)
         write_text(path, text)
-        digests[path.name] = hashlib.sha256(text.encode()).hexdigest()
+        digests[path.name] = _digest(text)
         paths.append(path)
+    kept = outcome.evidence.evidence(listed=outcome.options.listed)
+    digests[EVIDENCE] = _digest(write_evidence(out / EVIDENCE, kept))
     write_text(out / "junit.xml", _junit(outcome))
     write_text(out / "config.yml", _resolved(outcome))
-    paths += [out / name for name in ("summary.json", "junit.xml", "config.yml")]
+    paths += [out / name for name in (EVIDENCE, "summary.json", "junit.xml", "config.yml")]
     # last: the summary holds the digest of every other file, and its own
     chain.seal(out, _summary(outcome, head, digests), written=paths)
-    return paths
+    # but the page's, which is made from it
+    return [*paths, write_page(out)]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _resolved(outcome: Outcome) -> str:
@@ -111,10 +124,12 @@ def _step_log(results: Sequence[Result], head: dict[str, Any], *, listed: int | 
 
 
 def worst_verdict(results: Sequence[Result]) -> Verdict:
-    """Return PASS when all results passed, else the first other verdict."""
+    """Return PASS when all results passed, perhaps with waivers, else the first other verdict."""
     if not results:
         return Verdict.VACUOUS
-    return next((r.verdict for r in results if not r.verdict.passed), Verdict.PASS)
+    waived = any(result.verdict is Verdict.WITH_WAIVERS for result in results)
+    passed = Verdict.WITH_WAIVERS if waived else Verdict.PASS
+    return next((r.verdict for r in results if not r.verdict.passed), passed)
 
 
 def _result_lines(result: Result, listed: int | None) -> list[str]:
@@ -149,7 +164,7 @@ def _result_lines(result: Result, listed: int | None) -> list[str]:
         )
     failing = sum(not row.verdict.passed for row in rows)
     shown = len(rows) if listed is None else max(listed, failing)
-    lines += [_row_line(row, counts[_tensor(row.key)]) for row in rows[:shown]]
+    lines += [_row_line(row, counts[tensor_of(row.key)]) for row in rows[:shown]]
     if rest := rows[shown:]:
         lines.append(
             f"{len(rest)} more tensors pass, each with at most {rest[0].severity[1]:.1%} of its "
@@ -186,22 +201,6 @@ def official_line(result: Result) -> str:
     )
 
 
-def _tensor(key: str) -> str:
-    return _PART.sub("", key)
-
-
-def one_row_per_tensor(rows: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
-    """Merge the snapshots of a training: the worst row of each tensor, and how many there were."""
-    worst: dict[str, Row] = {}
-    counts: dict[str, int] = {}
-    for row in rows:
-        name = _tensor(row.key)
-        counts[name] = counts.get(name, 0) + 1
-        if name not in worst or row.severity > worst[name].severity:
-            worst[name] = row
-    return sorted(worst.values(), key=lambda row: row.severity, reverse=True), counts
-
-
 def _row_line(row: Row, count: int) -> str:
     text = (
         f"{row.verdict.value:8} {row.relative:9.2e} {row.bound:9.2e} {row.max_abs:9.2e} "
@@ -225,6 +224,10 @@ def _summary(outcome: Outcome, head: dict[str, Any], digests: dict[str, str]) ->
         "exit_code": outcome.exit_code,
         "seconds": round(outcome.seconds, 1),
         "peak_mib": outcome.peak_mib,
+        "waivers": [
+            waiver.model_dump(mode="json")
+            for waiver in waivers_of(outcome.options.out, outcome.options.waivers)
+        ],
         "results": [_result_summary(result) for result in results],
         "logs": digests,
     }

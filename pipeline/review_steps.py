@@ -13,9 +13,9 @@ from typing import Any
 from common.files import file_digest
 from pipeline.review_evidence import Check, Evidence, judged
 from pipeline.review_values import PRINTED
-from pipeline.step_logs import Section, tensor_name
+from pipeline.step_logs import Section
 from pipeline.steps import SIDES, STEPS, step_named
-from pipeline.verdicts import Verdict, bound_for
+from pipeline.verdicts import Verdict, bound_for, tensor_of
 
 HEAD = (
     *("config_digest", "recipe_digest", "code_digest", "commit", "command", "date", "model"),
@@ -201,7 +201,7 @@ def page_problems(evidence: Evidence) -> Iterator[str]:
     }
     for step, dtype, (key, verdict, relative) in lines:
         section = evidence.sections.get((step, dtype))
-        row = logged.get((step, dtype), {}).get(tensor_name(key))
+        row = logged.get((step, dtype), {}).get(tensor_of(key))
         if row is None:
             if section is None or not section.more:
                 yield f"{EVIDENCE}: {step} {dtype} {key} is in no log"

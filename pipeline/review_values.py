@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.catalogue import FAMILY_OVERRIDES
+from pipeline.chaos import BAND, BAND_FACTOR
 from pipeline.judge import ZERO_FLOAT32, ZERO_FLOAT64, zero_rule
 from pipeline.report import rule_lines
 from pipeline.review_evidence import Check, Evidence, judged
@@ -118,6 +119,10 @@ def _bound_problem(step: Step, dtype: str, row: LogRow) -> str:
         return _above(row.bound, zeros)
     if dtype != "float32" or "float64" not in step.dtypes:
         return _above(row.bound, bound_for(row.key, step.bounds).relative)
+    if row.key.startswith(BAND):
+        bands = row.max_rel
+        far = f"Paddle is {bands:g} bands from Torch, limit {BAND_FACTOR:g}"
+        return "" if bands <= BAND_FACTOR * (1 + PRINTED) else far
     limit = bound_for(row.key, step.rounding).relative
     ratio = row.max_rel if row.key.startswith("rounding/") else row.rounding
     if ratio is not None and not ratio <= limit * (1 + PRINTED):

@@ -15,6 +15,8 @@ from common.errors import ConfigError, InputError
 from common.files import scratch_folder, write_text
 from common.weights import read_weights
 from fake_data import scenes
+from pipeline.chaos import perturbation_rows
+from pipeline.evidence import Collector
 from pipeline.inputs import DATA_STEPS, data_digest, prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
@@ -23,6 +25,7 @@ from pipeline.records import Record, has_record, read_record, record_name, remov
 from pipeline.steps import SIDES, STEPS, Step, step_named, with_cancelled, with_given_weights
 from pipeline.training import FLOOR_PART, SNAPSHOT_KEYS, floor_part, snapshot_part
 from pipeline.verdicts import Row, Verdict
+from pipeline.waivers import waive, waivers_of
 
 SCENES_HW = (256, 512)
 SCENES_TRAIN, SCENES_VAL = 8, 4
@@ -38,6 +41,8 @@ class Options:
     data: Path | None = None
     """Folder of real data, replacing data.root."""
     weights: Path | None = None
+    waivers: Path | None = None
+    """File of waivers; None: waivers.yml in ``out``, if there is one."""
     device: str = "cpu"
     keep_going: bool = False
     command: str = "bisenet verify"
@@ -61,6 +66,8 @@ class Outcome:
     peak_mib: dict[str, int] = field(default_factory=dict[str, int])
     artefacts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Arrays for the reprod_log files: name -> side -> array."""
+    evidence: Collector = field(default_factory=Collector)
+    """What the report page draws."""
 
     @property
     def exit_code(self) -> int:
@@ -68,7 +75,7 @@ class Outcome:
         verdicts = {result.verdict for result in self.results}
         if Verdict.ERROR in verdicts:
             return 3
-        return 0 if verdicts == {Verdict.PASS} else 1
+        return 0 if verdicts and all(verdict.passed for verdict in verdicts) else 1
 
 
 def resolve_data(config: Config, options: Options) -> Config:
@@ -176,6 +183,8 @@ def _prepare(config: Config, options: Options, folder: Path) -> tuple[Config, Jo
     """Resolve the data, write the inputs, and return the job of both recorders."""
     steps = selected_steps(options.steps)
     config = resolve_data(config, options)
+    # a wrong file is told before anything is recorded
+    waivers_of(options.out, options.waivers)
     if options.weights is not None:
         read_weights(options.weights)
     real = options.data is not None
@@ -288,13 +297,18 @@ class Judging:
                 return Result(step, dtype, Verdict.ERROR, message=text)
             wide = [read_record(work, name).arrays for name in names]
             rows = compare_float32(step, arrays, wide, ignore_index=self.ignore_index)
+            rows += perturbation_rows(step, arrays, work)
         else:
             rows = compare_float64(step, arrays, ignore_index=self.ignore_index)
             if step.name == "training":
                 text = "this snapshot of the training was not recorded by both sides"
                 missing = [Row(part, Verdict.MISSING, text) for part in self.snapshots_due]
                 rows = [*self.snapshot_rows, *missing, *rows]
-        return judge(step, dtype, pair, rows)
+        waivers = waivers_of(self.outcome.options.out, self.outcome.options.waivers)
+        rows = waive(waivers, rows, arrays, step=step.name, dtype=dtype)
+        result = judge(step, dtype, pair, rows)
+        config = self.outcome.config
+        return self.outcome.evidence.add(result, arrays, work=self.work, config=config)
 
     def _snapshots(self) -> None:
         """Compare the training's snapshots as soon as both sides have written them."""

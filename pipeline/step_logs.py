@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.verdicts import Verdict
+from pipeline.verdicts import Verdict, tensor_of
 
 _KIND_DEPTH = {"forward": 2, "loss": 2, "optimizer": 2}
 """How many parts of a key say what kind of tensor it is; the rest is its name. Others: one."""
-_PART = re.compile(r"^iteration\d+/")
-_SECTION = re.compile(r"^== (?P<step>\w+) in (?P<dtype>\w+): (?P<verdict>[A-Z ]+) ==$")
+_SECTION = re.compile(r"^== (?P<step>\w+) in (?P<dtype>\w+): (?P<verdict>[A-Za-z ]+) ==$")
 _COUNTS = re.compile(r"^(?P<comparisons>\d+) comparisons of (?P<tensors>\d+) tensors, worst first")
 _MORE = re.compile(r"^(?P<count>\d+) more tensors pass, each with at most (?P<share>[\d.]+)% ")
 _RECORD = re.compile(
@@ -56,7 +55,7 @@ class LogRow:
     @property
     def tensor(self) -> str:
         """The key without the snapshot that it was taken from."""
-        return tensor_name(self.key)
+        return tensor_of(self.key)
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,9 @@ class StepLog:
     """The step that the last line names."""
 
 
-def tensor_name(key: str) -> str:
-    """Return a key without the snapshot that it was taken from."""
-    return _PART.sub("", key)
-
-
 def kind_of(step: str, key: str) -> str:
     """Return what kind of tensor a key names: "grad" of backward, "eval/layer" of forward."""
-    parts = tensor_name(key).split("/")
+    parts = tensor_of(key).split("/")
     return "/".join(parts[: min(_KIND_DEPTH.get(step, 1), len(parts))])
 
 

@@ -23,6 +23,13 @@ FLOOR_PART = "floor"
 """The float64 state at the iteration where the float32 training stops: its rounding floor."""
 
 
+PERTURBED_PART = "perturbed"
+"""Torch's float32 losses when every start weight is moved by one unit in the last place: what
+rounding alone can do to the curve (pipeline/chaos.py)."""
+NUDGES: Mapping[str, float] = {"up": np.inf, "down": -np.inf}
+"""Perturbed run -> where its start weights are moved to."""
+
+
 SNAPSHOT_KEYS = ("state/", "momentum/")
 """What a snapshot is compared by; the rest of the record at the floor is for float32 alone."""
 
@@ -44,22 +51,52 @@ def probe_training(side: Any, case: Case) -> Iterator[Part]:
     verify = case.config.verify
     wide = case.dtype == "float64"
     last = verify.train_iters if wide else verify.train_iters_float32
+    # the reference alone: how far rounding carries a run is asked of Torch, never of the port
+    nudges = NUDGES if not wide and side.name == "torch" else {}
+    perturbed = {name: _Run(side, case, nudge=towards) for name, towards in nudges.items()}
     for done, batch in enumerate(islice(run.batches(), last), start=1):
-        run.step(batch)
+        for one in (run, *perturbed.values()):
+            one.step(batch)
         if wide and done == verify.train_iters_float32:
             yield FLOOR_PART, run.end()
         elif wide and done % verify.check_every == 0 and done < last:
             yield snapshot_part(done), run.state()
+    if perturbed:
+        yield PERTURBED_PART, _losses(perturbed)
     yield "", run.end() | (run.validation() if wide else {})
 
 
-class _Run:
-    """One training run with its recording."""
+def nudged(state: Mapping[str, Array], *, towards: float) -> dict[str, Array]:
+    """Return the arrays with every number moved to its neighbour of the same dtype."""
+    return {name: np.nextafter(a, a.dtype.type(towards)) for name, a in state.items()}
 
-    def __init__(self, side: Any, case: Case) -> None:
+
+def _losses(runs: Mapping[str, _Run]) -> dict[str, Array]:
+    """Return the runs' loss terms: run/loss/term -> one value per iteration."""
+    return {
+        f"{name}/{key}": series
+        for name, run in runs.items()
+        for key, series in run.series().items()
+        if key.startswith("loss/")
+    }
+
+
+class _Run:
+    """One training run with its recording.
+
+    Args:
+        side: the side's modules.
+        case: what is trained.
+        nudge: move every start weight by one unit in the last place towards this number.
+    """
+
+    def __init__(self, side: Any, case: Case, *, nudge: float | None = None) -> None:
         config, verify = case.config, case.config.verify
         self.side, self.case = side, case
         self.model = build(side, case)
+        if nudge is not None:
+            state = side.backend.state_arrays(self.model)
+            side.backend.load_arrays(self.model, nudged(state, towards=nudge))
         self.model.train()
         self.loss = build_loss(side, case)
         self.optimizer, self.scheduler = side.optim.build_optimizer(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
 import numpy as np
+
+_SNAPSHOT = re.compile(r"^iteration\d+/")
 
 
 class Verdict(str, Enum):
@@ -19,11 +22,15 @@ class Verdict(str, Enum):
     VACUOUS = "VACUOUS"
     ERROR = "ERROR"
     NOT_RUN = "NOT RUN"
+    WAIVED = "WAIVED"
+    """A tensor whose difference is what a waiver says (pipeline/waivers.py)."""
+    WITH_WAIVERS = "PASS with waivers"
+    """A step or run that passes but for such tensors."""
 
     @property
     def passed(self) -> bool:
-        """True for PASS only."""
-        return self is Verdict.PASS
+        """True for PASS, and for what is waived."""
+        return self in (Verdict.PASS, Verdict.WAIVED, Verdict.WITH_WAIVERS)
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,30 @@ def bound_for(key: str, bounds: Sequence[Bound]) -> Bound:
 
 
 def overall(rows: Sequence[Row]) -> Verdict:
-    """Return PASS if there are rows and all of them pass, else the gravest verdict."""
+    """Return PASS if there are rows and all of them pass, else the gravest verdict.
+
+    Rows that are waived make it a PASS with waivers.
+    """
     if not rows:
         return Verdict.VACUOUS
     order = (Verdict.ERROR, Verdict.FAIL, Verdict.MISSING, Verdict.VACUOUS, Verdict.NOT_RUN)
     found = {row.verdict for row in rows}
-    return next((verdict for verdict in order if verdict in found), Verdict.PASS)
+    passed = Verdict.WITH_WAIVERS if Verdict.WAIVED in found else Verdict.PASS
+    return next((verdict for verdict in order if verdict in found), passed)
+
+
+def tensor_of(key: str) -> str:
+    """Return the key without the snapshot of a training that it belongs to."""
+    return _SNAPSHOT.sub("", key)
+
+
+def one_row_per_tensor(rows: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
+    """Merge the snapshots of a training: the worst row of each tensor, and how many there were."""
+    worst: dict[str, Row] = {}
+    counts: dict[str, int] = {}
+    for row in rows:
+        name = tensor_of(row.key)
+        counts[name] = counts.get(name, 0) + 1
+        if name not in worst or row.severity > worst[name].severity:
+            worst[name] = row
+    return sorted(worst.values(), key=lambda row: row.severity, reverse=True), counts

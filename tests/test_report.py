@@ -91,11 +91,13 @@ def test_files_and_their_digests(tmp_path: Path) -> None:
     out = tmp_path / "logs" / "c"
     results = [result(PASSING), result(PASSING, dtype="float32"), result(PASSING, step="metric")]
     paths = write_reports(outcome_of(results, out))
-    names = ["loss_diff.log", "metric_diff.log", "summary.json", "junit.xml", "config.yml"]
+    logs = ["loss_diff.log", "metric_diff.log", "evidence.json"]
+    names = [*logs, "summary.json", "junit.xml", "config.yml", "report.html"]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     summary = json.loads((out / "summary.json").read_text())
-    for name in names[:2]:
+    assert list(summary["logs"]) == logs
+    for name in logs:
         assert summary["logs"][name] == hashlib.sha256((out / name).read_bytes()).hexdigest()
 
 
@@ -140,8 +142,8 @@ def test_the_configuration_as_it_was_run_is_kept_without_its_place(tmp_path: Pat
     )
     outcome = outcome_of([result(PASSING)], tmp_path / "out")
     outcome.config = CONFIG.model_copy(update={"data": data, "model": model})
-    path = write_reports(outcome)[-1]
-    assert path == tmp_path / "out" / "config.yml"
+    path = tmp_path / "out" / "config.yml"
+    assert path in write_reports(outcome)
     assert str(tmp_path) not in path.read_text()
     found = load_config(path)
     assert found.data.root == Path("frames")

@@ -1,5 +1,7 @@
 """The snapshots of a training, compared while it runs."""
 
+from typing import Any
+
 import pytest
 from fake_recorder import Play, verdicts
 
@@ -25,6 +27,26 @@ for run in plan["runs"]:
     if wide and not (side == "paddle" and FLOORLESS):
         # iteration 4, where float32 stops
         write(run, arrays, "floor")
+    write(run, arrays)
+    done(run)
+"""
+
+
+LOSSES = """
+for run in plan["runs"]:
+    wide = run["dtype"] == "float64"
+    loss = np.array([3.0, 2.0, 1.0, 0.5])
+    arrays = {"loss/total": loss.astype(run["dtype"]), "loss/main": loss.astype(run["dtype"])}
+    if wide:
+        for part in ("iteration0002", "iteration0006", "iteration0008"):
+            write(run, {"state/a": loss}, part)
+        write(run, {**arrays, "state/a": loss}, "floor")
+    elif side == "torch" and not UNPERTURBED:
+        shifted = {f"{name}/{key}": a + np.float32(1e-3)
+                   for key, a in arrays.items() for name in ("up", "down")}
+        write(run, shifted, "perturbed")
+    elif side == "paddle":
+        arrays = {key: a + np.float32(AWAY) for key, a in arrays.items()}
     write(run, arrays)
     done(run)
 """
@@ -88,3 +110,29 @@ def test_without_a_float64_record_there_is_no_floor(play: Play, training: Config
     assert verdicts(outcome) == {"training float64": "MISSING", "training float32": "ERROR"}
     assert "no rounding floor" in outcome.results[1].message
     assert outcome.exit_code == 3
+
+
+def narrow_rows(play: Play, training: Config, *, away: float, unperturbed: bool = False) -> Any:
+    body = LOSSES.replace("AWAY", str(away)).replace("UNPERTURBED", str(unperturbed))
+    outcome = play(body, steps=("training",), configuration=training, keep_going=True)
+    return outcome, {row.key: row for row in outcome.results[1].rows}
+
+
+def test_a_float32_training_is_judged_by_torchs_own_chaos(play: Play, training: Config) -> None:
+    outcome, rows = narrow_rows(play, training, away=5e-3)
+    assert rows["band/loss/main"].detail.startswith("chaos: 5.0 times as far")
+    assert rows["band/loss/main"].verdict is Verdict.PASS
+    (curve,) = [c for c in outcome.evidence.curves if (c.dtype, c.term) == ("float32", "total")]
+    assert curve.band == pytest.approx([1e-3] * 4, rel=1e-3)
+    assert curve.apart == pytest.approx([5e-3] * 4, rel=1e-3)
+
+
+def test_beyond_it_a_float32_training_is_a_bug(play: Play, training: Config) -> None:
+    _, rows = narrow_rows(play, training, away=2e-2)
+    assert rows["band/loss/total"].detail.startswith("bug: 20.0 times as far")
+    assert rows["band/loss/total"].verdict is Verdict.FAIL
+
+
+def test_a_training_without_perturbed_runs_proves_no_chaos(play: Play, training: Config) -> None:
+    _, rows = narrow_rows(play, training, away=0, unperturbed=True)
+    assert rows["band/loss/main"].verdict is Verdict.MISSING

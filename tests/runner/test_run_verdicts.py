@@ -120,3 +120,29 @@ def test_what_a_library_prints_is_passed_over(play: Play) -> None:
 def test_exit_codes(config: Config, found: list[Verdict], code: int) -> None:
     results = [Result(step_named("loss"), "float64", verdict) for verdict in found]
     assert Outcome(config, Options(Path("x"), ("loss",)), results).exit_code == code
+
+
+def test_a_waived_difference_passes_with_waivers(play: Play, out: Path) -> None:
+    body = """
+    for run in plan["runs"]:
+        arrays = {key: a.astype(run["dtype"]) for key, a in GOOD.items()}
+        arrays["lr/decay"] *= 2.0 if side == "paddle" else 1.0
+        write(run, arrays)
+        done(run)
+    """
+    out.mkdir()
+    waiver = """
+    - tensor: lr/decay
+      step: lr_schedule
+      dtype: float64
+      relation: {kind: factor, value: FACTOR}
+      reason: twice the batch, twice the rate
+      lifted_by: nobody, it is a test
+      expires: 9999-12-31
+    """
+    (out / "waivers.yml").write_text(textwrap.dedent(waiver).replace("FACTOR", "2.0"))
+    outcome = play(body)
+    assert verdicts(outcome) == {"lr_schedule float64": "PASS with waivers"}
+    assert outcome.exit_code == 0
+    (out / "waivers.yml").write_text(textwrap.dedent(waiver).replace("FACTOR", "2.1"))
+    assert verdicts(play(body)) == {"lr_schedule float64": "FAIL"}
