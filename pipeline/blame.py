@@ -19,7 +19,7 @@ from pipeline.examine import BACKWARD
 from pipeline.judge import ZERO_FLOAT32, ZERO_FLOAT64, zero_rule
 from pipeline.records import Array
 from pipeline.rounding import compare_tensor_float32
-from pipeline.steps import step_named
+from pipeline.steps import Step, step_named, with_cancelled
 from pipeline.traces import TraceRecord
 from pipeline.verdicts import Row, Verdict
 
@@ -62,6 +62,12 @@ class Traces:
     reference: TraceRecord
     forced: TraceRecord
     wide: tuple[TraceRecord, TraceRecord] | None = None
+    cancelled: tuple[str, ...] = ()
+    """Parameters of a user's network whose gradient is zero by algebra (model.pair.cancelled)."""
+
+    @property
+    def _step(self) -> Step:
+        return with_cancelled(step_named("backward"), self.cancelled)
 
     def row(self, key: str, limit: float) -> Row | None:
         """Return how a tensor compares, or None when it is the reference's to the bit."""
@@ -71,7 +77,7 @@ class Traces:
             return Row(key, Verdict.MISSING, detail, relative=1.0, size=reference.size)
         if actual is reference:
             return None
-        if (rule := zero_rule(step_named("backward"), key)) is not None:
+        if (rule := zero_rule(self._step, key)) is not None:
             family = [a for k, a in self.reference.arrays.items() if k.startswith("grad/")]
             narrow = reference.dtype == np.float32
             return compare_zero(

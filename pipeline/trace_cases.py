@@ -68,7 +68,9 @@ def case_of(blamed: Blamed, traces: Traces, about: About) -> FailureCase:
     arrays |= makers[blamed.kind]()
     config, layer = about.config, layer_of(blamed.call)
     settings: dict[str, Any] = {
-        "model": config.model.model_dump(mode="json", include={"name", "classes", "options"}),
+        "model": config.model.model_dump(
+            mode="json", include={"name", "classes", "options", "pair"}
+        ),
         "ignore_index": config.data.ignore_index,
         "layer": layer,
         "call": blamed.call,
