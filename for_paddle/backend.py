@@ -78,6 +78,11 @@ def leaf_tensor(array: NDArray[Any]) -> Tensor:
     return tensor
 
 
+def has_graph(tensor: Tensor) -> bool:
+    """Tell whether a gradient can flow back into what the tensor was computed from."""
+    return not tensor.stop_gradient
+
+
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
     """Copy a tensor to the host, detached from the graph."""
     return np.array(tensor.detach().cpu().numpy())

@@ -76,6 +76,11 @@ def leaf_tensor(array: NDArray[Any]) -> Tensor:
     return to_tensor(array).requires_grad_(True)
 
 
+def has_graph(tensor: Tensor) -> bool:
+    """Tell whether a gradient can flow back into what the tensor was computed from."""
+    return tensor.requires_grad
+
+
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
     """Copy a tensor to the host, detached from the graph."""
     return np.array(tensor.detach().cpu().numpy())

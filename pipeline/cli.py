@@ -29,7 +29,16 @@ from rich.text import Text
 from common.config import load_config
 from common.errors import InputError
 from common.files import write_text
-from pipeline import chain, cli_data, cli_eval, cli_report, cli_review, cli_train, new_model
+from pipeline import (
+    chain,
+    cli_data,
+    cli_eval,
+    cli_replay,
+    cli_report,
+    cli_review,
+    cli_train,
+    new_model,
+)
 from pipeline.catalogue import FAMILY, FAMILY_OVERRIDES, ModelRow, catalogue_rows
 from pipeline.display import (
     STYLES,
@@ -52,6 +61,7 @@ from pipeline.steps import STEP_NAMES
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cli_data.register(app)
 cli_eval.register(app)
+cli_replay.register(app)
 cli_report.register(app)
 cli_review.register(app)
 cli_train.register(app)
@@ -103,6 +113,13 @@ def verify_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print summary.json instead of the table.")
     ] = False,
+    inject: Annotated[
+        str,
+        typer.Option(
+            help="Put deliberate faults into the Paddle side, to see a failure; see audit --list. "
+            "Writes to output/verify, never to logs."
+        ),
+    ] = "",
     overrides: SetOption = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Record both sides, compare every tensor, write the logs, give the verdict."""
@@ -119,7 +136,10 @@ def verify_command(
         device=device,
         keep_going=keep_going,
         command=_command_line(),
+        inject=inject or None,
     )
+    if inject:
+        _require_faults(inject, family=family, out=out)
     chosen = selected_steps(options.steps)
     if config is None:
         if as_json or weights or waivers:
@@ -128,12 +148,28 @@ def verify_command(
         raise typer.Exit(run_family(options, overrides=overrides))
     if out is None:
         # a part of the steps must not take the place of the whole evidence
-        root = Path("logs") if len(chosen) == len(STEP_NAMES) else PARTIAL
+        whole = len(chosen) == len(STEP_NAMES) and not inject
+        root = Path("logs") if whole else PARTIAL
         options = replace(options, out=root / config.stem)
     raise typer.Exit(run_verify(config, options, overrides=overrides, as_json=as_json))
 
 
 PARTIAL = Path("output") / "verify"
+
+
+def _require_faults(names: str, *, family: bool, out: Path | None) -> None:
+    """Refuse faults that there are not, and a place in which evidence is kept."""
+    from pipeline.faults import fault_named
+
+    if family:
+        raise InputError("--inject is for one configuration, not for --all")
+    if out is not None and out.resolve().is_relative_to(Path("logs").resolve()):
+        raise InputError(f"--inject with --out {out}: logs/ holds evidence; choose another folder")
+    try:
+        for name in names.split(","):
+            fault_named(name)
+    except LookupError as error:
+        raise InputError(f"--inject: {error.args[0]}") from None
 
 
 def _command_line() -> str:
@@ -165,6 +201,8 @@ def run_verify(config: Path, options: Options, *, overrides: list[str], as_json:
     for path in paths:
         console.print(f"  {path}", highlight=False)
     verdict = worst_verdict(outcome.results)
+    if options.inject:
+        console.print(f"with the deliberate fault {options.inject}: no evidence of anything")
     console.print(Text(f"verdict: {verdict.value}", style=STYLES.get(verdict, "bold red")))
     return outcome.exit_code
 

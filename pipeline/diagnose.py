@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.failure import Hint
 from pipeline.verdicts import Row
 
 
@@ -16,6 +17,36 @@ class Divergence:
     """Record key of the first diverging tensor."""
     text: str
     """The same in words: the layer, parameter, iteration or sample."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """What is itself wrong, as opposed to where a difference is seen first."""
+
+    key: str
+    """Record key of its tensor."""
+    kind: str
+    """Kind of failure case (pipeline/failure.py)."""
+    name: str
+    """Layer, parameter, group, term, sample."""
+    where: str
+    """The place in words."""
+    folder: str
+    """Of the failure case, below that of the logs."""
+    hints: tuple[Hint, ...] = ()
+    """What explains it, confirmed."""
+    iteration: int | None = None
+    """Of a training, counted from 1."""
+    phase: str = ""
+    note: str = ""
+    """Why there are no hints, if the explanation failed."""
+
+    @property
+    def text(self) -> str:
+        """The place in words, in a training with iteration and phase."""
+        if self.iteration is None:
+            return self.where
+        return f"iteration {self.iteration}, {self.phase}: {self.where}"
 
 
 def _in_groups(rows: Sequence[Row], prefixes: Sequence[str]) -> Row | None:

@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.blame_lines import blame_lines
 from pipeline.judge import Result
 from pipeline.report import headline, one_row_per_tensor, worst_verdict
 from pipeline.runner import Outcome
@@ -74,6 +75,9 @@ class Display:
             job = f"{event['job']:36} " if self.many else ""
             line = Text(f"{job}{name:24}").append(f"{result.verdict.value:8}", style=style)
             self.target.print(line.append(f" {headline(result)}"))
+        elif event["event"] == "investigating":
+            words = (event["job"] if self.many else "", event["step"], event["dtype"])
+            self.target.print(f"looking for what is wrong in {' '.join(words).strip()} ...")
         elif event["event"] == "start":
             words = (event["job"] if self.many else "", event["step"], event["dtype"])
             text = f"{event['side']}: {' '.join(words)} {event['fault'] or ''}"
@@ -115,6 +119,8 @@ def explain_failures(outcome: Outcome) -> None:
         console.print(Text(f"\n{result.step.name} {result.dtype}: {result.verdict.value}", "red"))
         if result.divergence:
             console.print(f"  starts at {result.divergence.text}")
+        for line in blame_lines(result, outcome.options.out):
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
         for row in [row for row in result.rows if not row.verdict.passed][:5]:
             console.print(f"  {row.verdict.value:8} {row.key}: {row.detail}", highlight=False)
         if result.message:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare import all_keys, compare_records, compare_zero, missing_row
-from pipeline.diagnose import Divergence, first_divergence
+from pipeline.diagnose import Blame, Divergence, first_divergence
 from pipeline.differences import magnitude
 from pipeline.records import Array, Record
 from pipeline.rounding import compare_draws, compare_tensor_float32
@@ -32,6 +32,10 @@ class Result:
     """Side-cars by side."""
     seconds: Mapping[str, float] | None = None
     """Recording time by side."""
+    blames: tuple[Blame, ...] = ()
+    """What is itself wrong, the first in the order of the computation first."""
+    investigation: str = ""
+    """What else the investigation has to say: that it found nothing, or failed."""
 
     @property
     def worst(self) -> Row | None:

@@ -32,6 +32,8 @@ from common.files import file_digest, write_text
 from pipeline import probes
 from pipeline.cases import Case, Part, Probe
 from pipeline.data_probe import data_key, probe_data
+from pipeline.examine import Exam
+from pipeline.examine_training import examine
 from pipeline.records import read_arrays, record_name, write_record
 from pipeline.steps import SIDES, Side
 from pipeline.training import probe_training
@@ -47,6 +49,8 @@ MODULES = (
     "data",
     "train",
     "evaluate",
+    "forcing",
+    "describe",
 )
 
 
@@ -71,6 +75,8 @@ class Run(BaseModel):
     """Names of deliberate faults, separated by commas."""
     folder: Path
     """Where its record goes."""
+    exam: Exam | None = None
+    """An investigation's question, in place of the step's own probe."""
 
 
 class Job(BaseModel):
@@ -88,6 +94,19 @@ class Job(BaseModel):
     """Digest of the data set's files."""
     after: Path | None = None
     """Begin when this folder has gone: the records of an earlier job, which have been judged."""
+
+    def with_faults(self, names: str | None) -> Job:
+        """Return the job with these deliberate faults in all its runs."""
+        runs = [run.model_copy(update={"fault": names}) for run in self.runs]
+        return self.model_copy(update={"runs": runs})
+
+    def put_aside(self, folder: Path) -> Job:
+        """Move configuration and inputs to a new folder; the records can then be deleted."""
+        folder.mkdir()
+        config = self.config.rename(folder / "config.yml")
+        # a training works on no saved inputs
+        inputs = self.inputs.rename(folder / "inputs") if self.inputs.is_dir() else folder
+        return self.model_copy(update={"config": config, "inputs": inputs})
 
 
 class Plan(BaseModel):
@@ -219,6 +238,8 @@ class Recorder:
 
     def _probe(self, run: Run, case: Case) -> Iterable[Part]:
         """Run the step's probe; of the data step, take the last record if it would be the same."""
+        if run.exam is not None:
+            return examine(self.side, case, run.exam, step=run.step)
         if run.step != "data" or run.fault is not None:
             return PROBES[run.step](self.side, case)
         key = data_key(case)

@@ -58,7 +58,7 @@ class Recording:
 
     def __enter__(self) -> Recording:
         try:
-            for side in SIDES:
+            for side in self.jobs:
                 self._start(side)
         except BaseException:
             # interrupted between the two: the first must not stay behind

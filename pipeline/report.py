@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 from common.files import write_text
 from common.provenance import code_digest, git_commit
 from pipeline import chain
+from pipeline.blame_lines import blame_lines, blame_summary
 from pipeline.evidence import FILE as EVIDENCE
 from pipeline.evidence import write_evidence
 from pipeline.judge import Result
 from pipeline.page.report_page import write_page
 from pipeline.rounding import CROSS_FACTOR
-from pipeline.runner import Outcome
+from pipeline.runner import Options, Outcome
 from pipeline.step_logs import kinds_line
 from pipeline.steps import SIDES, Step
 from pipeline.verdicts import Row, Verdict, bound_for, one_row_per_tensor, tensor_of
@@ -42,7 +43,7 @@ def write_reports(outcome: Outcome) -> list[Path]:
     for name in dict.fromkeys(result.step.name for result in outcome.results):
         results = [result for result in outcome.results if result.step.name == name]
         path = out / f"{name}_diff.log"
-        text = _step_log(results, head, listed=outcome.options.listed)
+        text = _step_log(results, head, outcome.options)
         write_text(path, text)
         digests[path.name] = _digest(text)
         paths.append(path)
@@ -92,7 +93,9 @@ def _provenance(outcome: Outcome) -> dict[str, Any]:
     for side in SIDES:
         versions[side] = dict(metas[0][side]["versions"]) if metas else {}
     options = outcome.options
+    wrong = f"{options.inject}: a deliberate fault, this is no evidence"
     return {
+        **({"inject": wrong} if options.inject else {}),
         "config_digest": outcome.config.digest(),
         "recipe_digest": outcome.config.recipe_digest(),
         "code_digest": code_digest(),
@@ -109,7 +112,7 @@ def _provenance(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _step_log(results: Sequence[Result], head: dict[str, Any], *, listed: int | None) -> str:
+def _step_log(results: Sequence[Result], head: dict[str, Any], options: Options) -> str:
     step = results[0].step
     lines = [
         f"step {step.name}: {step.title}",
@@ -118,7 +121,7 @@ def _step_log(results: Sequence[Result], head: dict[str, Any], *, listed: int | 
         "",
     ]
     for result in results:
-        lines += [*_result_lines(result, listed), ""]
+        lines += [*_result_lines(result, options), ""]
     lines.append(f"verdict of step {step.name}: {worst_verdict(results).value}")
     return "\n".join(lines) + "\n"
 
@@ -132,12 +135,14 @@ def worst_verdict(results: Sequence[Result]) -> Verdict:
     return next((r.verdict for r in results if not r.verdict.passed), passed)
 
 
-def _result_lines(result: Result, listed: int | None) -> list[str]:
+def _result_lines(result: Result, options: Options) -> list[str]:
+    listed = options.listed
     lines = [f"== {result.step.name} in {result.dtype}: {result.verdict.value} =="]
     if result.message:
         lines.append(result.message)
     if result.divergence:
         lines.append(f"starts at: {result.divergence.text}")
+    lines += blame_lines(result, options.out)
     if result.meta:
         inputs = result.meta[SIDES[0]]["inputs"]
         lines.append(f"inputs: {inputs}")
@@ -241,6 +246,8 @@ def _result_summary(result: Result) -> dict[str, Any]:
         "verdict": result.verdict.value,
         "message": result.message,
         "starts_at": result.divergence.text if result.divergence else "",
+        "blames": [blame_summary(blame) for blame in result.blames],
+        "investigation": result.investigation,
         "comparisons": len(result.rows),
         "failing": sum(not row.verdict.passed for row in result.rows),
         "seconds": dict(result.seconds or {}),
@@ -305,6 +312,8 @@ def headline(result: Result) -> str:
     """Return one line on a result: what stopped it, where it starts, or its worst tensor."""
     if result.message:
         return result.message.splitlines()[0]
+    if result.blames:
+        return f"{result.verdict.value} itself wrong: {result.blames[0].text}"
     if result.divergence:
         return f"{result.verdict.value} starts at {result.divergence.text}"
     worst = result.worst

@@ -18,11 +18,12 @@ from fake_data import scenes
 from pipeline.chaos import perturbation_rows
 from pipeline.evidence import Collector
 from pipeline.inputs import DATA_STEPS, data_digest, prepare_inputs
+from pipeline.investigate import Scene, investigate
 from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.record import Job, Run, frameworks_loaded
 from pipeline.recording import Progress, Recording
 from pipeline.records import Record, has_record, read_record, record_name, remove_record
-from pipeline.steps import SIDES, STEPS, Step, step_named, with_cancelled, with_given_weights
+from pipeline.steps import SIDES, STEPS, Side, Step, step_named, with_cancelled, with_given_weights
 from pipeline.training import FLOOR_PART, SNAPSHOT_KEYS, floor_part, snapshot_part
 from pipeline.verdicts import Row, Verdict
 from pipeline.waivers import waive, waivers_of
@@ -51,6 +52,8 @@ class Options:
     """Keep the arrays of reprod_log's files; of many networks they take gigabytes."""
     listed: int | None = None
     """Tensors that a log lists per step and dtype, worst first, failing ones always; None: all."""
+    inject: str | None = None
+    """Deliberate faults of the Paddle side, comma-separated: to see what a failure looks like."""
     scratch: Path = Path("data/fake")
     """Where generated data sets are kept between runs."""
 
@@ -68,6 +71,10 @@ class Outcome:
     """Arrays for the reprod_log files: name -> side -> array."""
     evidence: Collector = field(default_factory=Collector)
     """What the report page draws."""
+    failed: dict[tuple[str, str], tuple[Record, Record]] = field(
+        default_factory=dict[tuple[str, str], tuple[Record, Record]]
+    )
+    """Records of the failing results by (step, dtype), until they have been investigated."""
 
     @property
     def exit_code(self) -> int:
@@ -163,17 +170,33 @@ def verify_all(
         for job, earlier in zip(jobs[2:], jobs, strict=False):
             job.after = earlier.inputs.parent
         device = experiments[0][1].device
-        with Recording(
-            {side: jobs for side in SIDES}, work=work, logs=logs, device=device, progress=progress
-        ) as recording:
+        scenes: list[Scene] = []
+        sides: dict[Side, list[Job]] = {
+            "torch": jobs,
+            "paddle": [
+                job.with_faults(options.inject)
+                for job, (_, options) in zip(jobs, experiments, strict=True)
+            ],
+        }
+        with Recording(sides, work=work, logs=logs, device=device, progress=progress) as recording:
             for (config, job), (_, options) in zip(prepared, experiments, strict=True):
                 started = time.perf_counter()
                 outcome = Outcome(config, options, [])
                 Judging(recording, outcome, job).run()
+                failing = any(r.rows and not r.verdict.passed for r in outcome.results)
+                place = work / f"kept{len(scenes)}"
+                kept = job.put_aside(place) if failing else job
+                scenes.append(_scene(outcome, kept, place, progress))
                 shutil.rmtree(job.inputs.parent, ignore_errors=True)
                 outcome.seconds = time.perf_counter() - started
                 outcomes.append(outcome)
             _collect_peaks(recording, outcomes)
+        for outcome, scene in zip(outcomes, scenes, strict=True):
+            started = time.perf_counter()
+            outcome.results = investigate(outcome.results, scene)
+            outcome.failed.clear()
+            shutil.rmtree(scene.work, ignore_errors=True)
+            outcome.seconds += time.perf_counter() - started
     if loaded := frameworks_loaded():
         raise RuntimeError(f"the comparing process has loaded {loaded}; its verdict is void")
     return outcomes
@@ -203,6 +226,21 @@ def _prepare(config: Config, options: Options, folder: Path) -> tuple[Config, Jo
         weights=options.weights,
         real_frames=real,
         data=data_digest(config) if set(names) & set(DATA_STEPS) else "not used",
+    )
+
+
+def _scene(outcome: Outcome, job: Job, folder: Path, progress: Progress) -> Scene:
+    """Return what an investigation needs of a run."""
+    options = outcome.options
+    return Scene(
+        outcome.config,
+        job,
+        options.out,
+        folder / "exam",
+        progress,
+        device=options.device,
+        inject=options.inject,
+        records=outcome.failed,
     )
 
 
@@ -278,6 +316,8 @@ class Judging:
         self._snapshots()
         pair = [read_record(work, name) for name in names]
         result = self._judge(step, dtype, pair)
+        if not result.verdict.passed:
+            self.outcome.failed[(step.name, dtype)] = (pair[0], pair[1])
         if self.outcome.options.artefacts:
             self._collect(step, dtype, pair)
         if dtype == step.dtypes[-1]:

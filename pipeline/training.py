@@ -189,3 +189,8 @@ class _Run:
         rule = config.eval
         miou = iou.mean_iou(matrix, absent=rule.absent, count_void=rule.count_void)
         return {"val/matrix": matrix, "val/miou": np.asarray(miou)}
+
+
+def training_run(side: Any, case: Case) -> Any:
+    """Return the run that probe_training records, for an examination of single iterations."""
+    return _Run(side, case)

@@ -28,7 +28,12 @@ NAMES = {
     "paddle.optimizer.lr.LambdaDecay": "torch.optim.lr_scheduler.LambdaLR",
 }
 # astype: Paddle 2.6's Tensor.to changes the tensor it is called on
-METHODS = {"named_sublayers": "named_modules", "clear_grad": "zero_grad", "astype": "to"}
+METHODS = {
+    "named_sublayers": "named_modules",
+    "clear_grad": "zero_grad",
+    "astype": "to",
+    "register_forward_post_hook": "register_forward_hook",
+}
 KEYWORDS = {"axis": "dim", "bias_attr": "bias"}
 # arguments that Torch does not have because it can do nothing else: (function, keyword) -> value
 IMPLIED = {

@@ -14,6 +14,7 @@ FREE = (
     "amp.py",
     "backend.py",
     "checkpoints.py",
+    "describe.py",
     "distributed.py",
     "loading.py",
     "models/own.py",
