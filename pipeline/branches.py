@@ -38,13 +38,14 @@ def _ways(module: Any) -> Iterator[tuple[str, Any]]:
 def loss_branches(side: Any, case: Case) -> dict[str, Array]:
     """Return loss and gradient of every rule of hard pixels, and of every form of the detail loss.
 
-    Both as CPU tensors are counted and as a device's are. At least half of the pixels are kept
-    by "min_kept": more than are hard in one case, more than are valid in another.
+    Both as CPU tensors are counted and as a device's are. More than half of the pixels are kept
+    by "min_kept" (of exactly half, the k-th largest is the k-th smallest): more than are hard
+    in one case, more than are valid in another.
     """
     arrays: dict[str, Array] = {}
     for name, (logits, label) in _loss_cases(case).items():
         for rule in get_args(OhemRule):
-            config = LossConfig(ohem=rule, min_kept=label.size // 2)
+            config = LossConfig(ohem=rule, min_kept=label.size // 2 + 1)
             criterion = _loss(side, case, config).criterion
             for way, context in _ways(side.losses):
                 if (name, way) == ("tied", "device"):

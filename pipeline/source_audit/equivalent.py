@@ -98,6 +98,10 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "*0.9*",
         "the layer's attribute is for its readers: forward moves the buffers by 0.9 itself",
     ),
+    Equivalent(
+        "models/stdcnet.py", "STDCNet.__init__", "self.relu = nn.ReLU()", "ReLU -> Sigmoid",
+        "part of the classifier, which no segmentation network applies, and without weights",
+    ),
     Equivalent("detail_loss.py", "", "STRIDES = (1, 2, 4)", "4 -> *", _COARSEST),
     Equivalent("detail_loss.py", "", "THRESHOLD = 0.1", "0.1 -> 0.11", _WHOLE),
     Equivalent("detail_loss.py", "", "THRESHOLD = 0.1", "0.1 -> 0.2", _WHOLE),
