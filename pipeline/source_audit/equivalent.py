@@ -102,6 +102,19 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "models/stdcnet.py", "STDCNet.__init__", "self.relu = nn.ReLU()", "ReLU -> Sigmoid",
         "part of the classifier, which no segmentation network applies, and without weights",
     ),
+    Equivalent(
+        "losses.py", "count_pixels", "counts = [*", "| -> &",
+        "this count decides only whether the labels are looked at again, which are right",
+    ),
+    Equivalent(
+        "losses.py", "count_pixels", "valid, expected, hard = *", "to_numpy(*",
+        "one transfer from the device in place of three: the numbers are the same",
+    ),
+    Equivalent(
+        "evaluate.py", "Scorer._logits", "if 2 * N * h * w > self.max_pixels:",
+        "*not (2 * N * h * w > self.max_pixels)",
+        "one pass or two for the picture and its mirror image: a bound on memory only",
+    ),
     Equivalent("detail_loss.py", "", "STRIDES = (1, 2, 4)", "4 -> *", _COARSEST),
     Equivalent("detail_loss.py", "", "THRESHOLD = 0.1", "0.1 -> 0.11", _WHOLE),
     Equivalent("detail_loss.py", "", "THRESHOLD = 0.1", "0.1 -> 0.2", _WHOLE),
