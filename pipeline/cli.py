@@ -3,6 +3,7 @@
     bisenet verify --config configs/bisenetv1_cityscapes.yml
     bisenet verify --all
     bisenet audit --config configs/bisenetv1_cityscapes.yml
+    bisenet audit --source --sample 200
     bisenet convert model_final_v1_city_new.pth v1.safetensors --model bisenetv1
     bisenet models
     bisenet configs
@@ -254,13 +255,36 @@ def audit_command(
         Path | None,
         typer.Option(help="Folder of the matrix; default: logs/<config name>, with --all logs."),
     ] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="List the faults and stop.")] = False,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List the faults (--source: the changes) and stop.")
+    ] = False,
+    source: Annotated[
+        bool, typer.Option("--source", help="Change the source of for_paddle/, place by place.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(help="--source: so many changes at random; default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="--source: seed of the sample.")] = 0,
+    files: Annotated[
+        str, typer.Option(help="--source: comma-separated shell patterns below for_paddle/.")
+    ] = "*",
+    jobs: Annotated[
+        int | None, typer.Option(help="--source: processes; default: one per core.")
+    ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Put deliberate faults into the Paddle side and see that each is caught where it belongs."""
     from pipeline.audit import audit, select_faults, shown_in
+    from pipeline.cli_source_audit import run_source_audit
     from pipeline.findings import matrix_text
+    from pipeline.source_audit.campaign import Choice
 
+    if source:
+        if config is not None or family or faults or overrides:
+            raise InputError("--source has experiments of its own: no --config, --all, --set")
+        choice = Choice(files=files, sample=sample, seed=seed)
+        folder = out or Path("logs")
+        raise typer.Exit(run_source_audit(choice, jobs=jobs, out=folder, list_only=list_only))
     if (config is None) != family:
         raise InputError("expected either --config FILE or --all, and not both")
     if config is None:

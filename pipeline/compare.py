@@ -11,6 +11,7 @@ in float64 or, for integers, exactly. Nothing is broadcast, transposed or skippe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -78,10 +79,11 @@ def compare_records(
         row = missing_row(key, reference, actual)
         if row is None:
             free = any(matching(rule.pattern, key) for rule in constants)
-            limit = bound_for(key, bounds).relative
+            bound = bound_for(key, bounds)
             row = compare_tensor(
-                key, reference[key], actual[key], limit=limit, may_be_constant=free
+                key, reference[key], actual[key], limit=bound.relative, may_be_constant=free
             )
+            row = replace(row, by_chance=True) if bound.by_chance else row
         rows.append(row)
     if not rows:
         rows.append(Row("(record)", Verdict.VACUOUS, "empty record: nothing was compared"))

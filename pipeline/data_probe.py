@@ -128,4 +128,8 @@ def _checksums(side: Any, loader: Any) -> dict[str, Array]:
             [zlib.crc32(np.ascontiguousarray(a).tobytes()) for a in arrays]
             + [size for a in arrays for size in a.shape]
         )
-    return {"names": np.array(names), "checksums": np.array(pixels, dtype=np.int64)}
+    return {
+        "names": np.array(names),
+        "checksums": np.array(pixels, dtype=np.int64),
+        "length": np.asarray(len(loader)),
+    }

@@ -19,9 +19,10 @@ from common.transforms import val_transform
 from fake_data import tensors
 from pipeline.records import Array, write_arrays
 
-ODD_SIZES_HW = ((72, 104), (33, 65))
-"""Sizes that are no multiple of 32: the reference fails on the first and changes the second. A
-user's own network may say that it takes multiples only."""
+ODD_SIZES_HW = ((72, 104), (33, 65), (64, 33))
+"""Sizes that are no multiple of 32: the reference fails on the first and changes the second; the
+third is one in the width alone, which a padding must not take for a size that fits. A user's own
+network may say that it takes multiples only."""
 REAL_FRAMES = 2
 """Frames that are predicted when the data are real."""
 

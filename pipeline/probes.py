@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 
 from common import iou
 from common.config import Config
+from pipeline.branches import (
+    initial_weights,
+    loss_branches,
+    metric_branches,
+    other_options,
+    protocol_scores,
+    without_auxiliary_heads,
+)
 from pipeline.cases import (
     Array,
     Case,
@@ -53,6 +61,11 @@ def probe_forward(side: Any, case: Case) -> Iterator[Part]:
         arrays |= prefixed(f"{mode}/head", _heads(side, outputs))
         if mode == "eval":
             arrays |= _any_size(side, case, model)
+    if case.dtype == "float64":
+        arrays |= protocol_scores(side, case)
+        if case.config.model.pair is None:
+            # a user's pair makes no promise on its first weights: they come from a checkpoint
+            arrays |= initial_weights(side, case) | without_auxiliary_heads(side, case)
     yield "", arrays
 
 
@@ -88,6 +101,7 @@ def probe_metric(side: Any, case: Case) -> Iterator[Part]:
         )
         elsewhere.update(case.tensor(side, f"{name}/prediction"), label)
         arrays[f"{name}/device_matrix"] = elsewhere.matrix()
+    arrays |= metric_branches(side, case)
     if case.real_frames:
         arrays |= prefixed("frames", _averages(_frame_matrix(side, case)))
     yield "", arrays
@@ -134,6 +148,10 @@ def probe_loss(side: Any, case: Case) -> Iterator[Part]:
             arrays[f"{name}/loss/{term}"] = side.backend.to_numpy(value)
         for head, logits in outputs.items():
             arrays[f"{name}/grad/{head}"] = side.backend.to_numpy(logits.grad)
+    if case.dtype == "float64":
+        # of so many single numbers in float32, Torch is exact by luck in one or the other: a Dice
+        # loss was measured at 10.2 times Torch's rounding
+        arrays |= loss_branches(side, case)
     yield "", arrays
 
 
@@ -214,7 +232,7 @@ def probe_lr_schedule(side: Any, case: Case) -> Iterator[Part]:
             arrays[f"options/dropout/{layer}/{option}"] = np.asarray(value)
     for name in side.backend.trainable_parameters(model):
         arrays[f"group/{name}"] = np.asarray(members.get(name, "(no group)"))
-    yield "", arrays
+    yield "", arrays | other_options(side, case)
 
 
 def _steps_at(iteration: int, config: Config) -> bool:

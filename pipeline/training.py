@@ -93,11 +93,11 @@ class _Run:
     def __init__(self, side: Any, case: Case, *, nudge: float | None = None) -> None:
         config, verify = case.config, case.config.verify
         self.side, self.case = side, case
+        # the loop itself puts it into training mode
         self.model = build(side, case)
         if nudge is not None:
             state = side.backend.state_arrays(self.model)
             side.backend.load_arrays(self.model, nudged(state, towards=nudge))
-        self.model.train()
         self.loss = build_loss(side, case)
         self.optimizer, self.scheduler = side.optim.build_optimizer(
             self.model,
@@ -108,6 +108,7 @@ class _Run:
             side.optim.adopt_kernel_constants(self.optimizer)
         self.start: Mapping[str, Array] = side.backend.state_arrays(self.model)
         self.history: dict[str, list[Any]] = {}
+        self.done = 0
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Yield the loader's batches, augmented as in the recipe, in the run's dtype."""
@@ -127,16 +128,21 @@ class _Run:
             self._append(f"lr/{group}", rate)
         for position, name in enumerate(batch["name"]):
             self._append(f"order/{position}", zlib.crc32(name.encode()))
-        terms = self.side.train.train_step(
+
+        def keep(iteration: int, terms: Mapping[str, Any], _: Mapping[str, Any]) -> None:
+            self._append("count/iteration", iteration)
+            for name, value in terms.items():
+                self._append(f"loss/{name}", self.side.backend.to_numpy(value))
+
+        self.done = self.side.train.train(
             self.model,
             self.loss,
             self.optimizer,
             self.scheduler,
-            image=batch["image"],
-            label=batch["label"],
+            [batch],
+            start_iteration=self.done,
+            on_iteration=keep,
         )
-        for name, value in terms.items():
-            self._append(f"loss/{name}", self.side.backend.to_numpy(value))
 
     def _append(self, key: str, value: Any) -> None:
         self.history.setdefault(key, []).append(value)

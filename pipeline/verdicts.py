@@ -42,6 +42,8 @@ class Bound:
     relative: float
     reason: str
     """Why this number and not a smaller one: a measurement or a property of the kernel."""
+    by_chance: bool = False
+    """What is compared was drawn by two generators: it uses a good part of the bound by chance."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,17 @@ class Row:
     """float32 only: |torch32 - torch64| + |paddle32 - paddle64|, relative like the rest."""
     self_ratio: float | None = None
     """float32 only: Paddle's own rounding over Torch's (medians)."""
+    by_chance: bool = False
+    """See Bound."""
 
     @property
     def severity(self) -> tuple[bool, float]:
-        """Sort key: failures first, then by the share of the bound that is used."""
+        """Sort key: failures first, then by the share of the bound that is used.
+
+        A draw that passes comes last: what it uses of its bound tells nothing.
+        """
+        if self.by_chance and self.verdict.passed:
+            return False, 0.0
         share = self.relative / self.bound if self.bound else self.relative
         return (not self.verdict.passed, share if np.isfinite(share) else np.inf)
 

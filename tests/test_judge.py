@@ -353,7 +353,7 @@ def test_the_table_of_steps() -> None:
         assert all(rule.reason for rule in (*step.constants, *step.nonzero))
         loose = [bound for bound in step.bounds if bound.relative > ROUNDING.relative]
         assert all("measured" in bound.reason for bound in loose)
-        assert all(bound.relative < 1e-8 for bound in loose)
+        assert all(bound.relative < 1e-8 for bound in loose if not bound.by_chance)
     with pytest.raises(LookupError, match="no step 'speed'; steps: data, forward"):
         step_named("speed")
     assert ROUNDING.relative == 1e-12

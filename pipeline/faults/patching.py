@@ -67,7 +67,7 @@ def faults_of(model: str, *, prefix: str = "") -> FaultOfModel:
 
 
 def in_model(change: Callable[[Any, Any], None]) -> Patch:
-    """Return a patch that changes every network after it is built: ``change(model, side)``."""
+    """Return a patch that changes every whole network when it is built: ``change(model, side)``."""
 
     @contextmanager
     def patch(side: Any) -> Generator[None]:
@@ -75,7 +75,9 @@ def in_model(change: Callable[[Any, Any], None]) -> Patch:
 
         def build_wrong(*args: Any, **options: Any) -> Any:
             model = build(*args, **options)
-            change(model, side)
+            # without its auxiliary heads a network may lack the very layer
+            if options.get("aux_heads", True):
+                change(model, side)
             return model
 
         with mock.patch.object(side.models, "build_model", build_wrong):
