@@ -40,8 +40,8 @@ def blame_lines(result: Result, out: Path) -> list[str]:
     return lines
 
 
-def blame_summary(blame: Blame) -> dict[str, Any]:
-    """Return a blame for summary.json."""
+def blame_summary(blame: Blame, out: Path) -> dict[str, Any]:
+    """Return a blame for summary.json; ``out`` as of blame_lines."""
     return {
         "where": blame.text,
         "kind": blame.kind,
@@ -50,6 +50,7 @@ def blame_summary(blame: Blame) -> dict[str, Any]:
         "iteration": blame.iteration,
         "phase": blame.phase,
         "folder": blame.folder,
+        "replay": replay_command(out, blame),
         "note": blame.note,
         "hints": [
             {

@@ -233,12 +233,12 @@ def _summary(outcome: Outcome, head: dict[str, Any], digests: dict[str, str]) ->
             waiver.model_dump(mode="json")
             for waiver in waivers_of(outcome.options.out, outcome.options.waivers)
         ],
-        "results": [_result_summary(result) for result in results],
+        "results": [_result_summary(result, outcome.options.out) for result in results],
         "logs": digests,
     }
 
 
-def _result_summary(result: Result) -> dict[str, Any]:
+def _result_summary(result: Result, out: Path) -> dict[str, Any]:
     rows, _ = one_row_per_tensor(result.rows)
     return {
         "step": result.step.name,
@@ -246,7 +246,7 @@ def _result_summary(result: Result) -> dict[str, Any]:
         "verdict": result.verdict.value,
         "message": result.message,
         "starts_at": result.divergence.text if result.divergence else "",
-        "blames": [blame_summary(blame) for blame in result.blames],
+        "blames": [blame_summary(blame, out) for blame in result.blames],
         "investigation": result.investigation,
         "comparisons": len(result.rows),
         "failing": sum(not row.verdict.passed for row in result.rows),

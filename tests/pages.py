@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from evidence import META
 
 from common.config import load_config
 from pipeline.chaos import perturbation_rows
-from pipeline.diagnose import first_divergence
+from pipeline.diagnose import Blame, first_divergence
 from pipeline.differences import Array
 from pipeline.evidence import Collector
-from pipeline.failure import FailureCase, Hint, write_case
+from pipeline.failure import Hint
 from pipeline.judge import Result, compare_float32, compare_float64
 from pipeline.records import record_name, write_arrays, write_record
 from pipeline.report import write_reports
@@ -49,12 +50,12 @@ def write_logs(folder: Path, *, wrong: bool = False) -> None:
         for dtype in step_named(step).dtypes:
             pair = pair32 if dtype == "float32" and step != "data" else pair64
             result = _judged(step, dtype, (pair64, pair32), work)
+            if wrong and (step, dtype) == ("forward", "float64"):
+                result = replace(result, blames=(BLAME,))
             results.append(collector.add(result, pair, work=work, config=CONFIG))
     options = Options(out=folder, steps=tuple(MAKERS), command="bisenet verify --config c.yml")
     outcome = Outcome(CONFIG, options, results, seconds=1.5, evidence=collector)
     write_audit(folder)
-    if wrong:
-        write_failure(folder)
     write_reports(outcome)
 
 
@@ -148,9 +149,12 @@ def write_audit(folder: Path) -> None:
     (folder / "audit.json").write_text(json.dumps(audit))
 
 
-def write_failure(folder: Path) -> None:
-    arrays = {"reference": np.ones((2, 3)), "actual": np.full((2, 3), 1.01)}
-    hint = Hint("constant-factor", "is 1.01 times <the reference>", before=1e-2, residual=2.2e-16)
-    case = FailureCase("forward", "float64", "eval/layer/l3", "layer", "l3", "layer l3 (eval)",
-                       arrays, hints=[hint])  # fmt: skip
-    write_case(folder / "failures" / "1_forward_float64", case)
+HINT = Hint("constant-factor", "is 1.01 times <the reference>", before=1e-2, residual=2.2e-16)
+BLAME = Blame(
+    key="eval/layer/l3",
+    kind="layer",
+    name="l3",
+    where="layer l3 (eval)",
+    folder="failures/01_forward_float64",
+    hints=(HINT,),
+)

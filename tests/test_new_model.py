@@ -1,4 +1,4 @@
-"""bisenet new-model: what it lays, and what it refuses. tests/cli/test_own_pair.py runs it."""
+"""bisenet new-model: what it lays, and what it refuses. tests/cli/test_cli_own_pair.py runs it."""
 
 import sys
 from pathlib import Path

@@ -88,7 +88,7 @@ def test_a_failure_says_where_why_and_how_to_make_it_again(logs: Path) -> None:
     assert "Where: layer l3 (eval)" in words
     assert "Why: is 1.01 times <the reference> (constant-factor)" in words
     assert "The difference is 0.01; computed with this relation 2.2e-16 of it is left." in words
-    assert "bisenet replay logs/failing/failures/1_forward_float64" in words
+    assert "bisenet replay failing/failures/01_forward_float64" in words
     assert "first divergence: eval/layer/l3" in words
     assert "a bug, not chaos" in words
 

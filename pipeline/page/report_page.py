@@ -73,7 +73,7 @@ def report_page(source: Source) -> str:
                    id="main", tabindex=-1)  # fmt: skip
     footer = element(
         "footer",
-        f"Made from the files of {source.where}/ by `bisenet report`; the verdict is that of "
+        f"Made from the files of {source.name}/ by `bisenet report`; the verdict is that of "
         "summary.json.",
     )
     title = f"{source.verdict}: {source.name}"

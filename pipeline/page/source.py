@@ -20,15 +20,6 @@ NOT_RECORDED = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """One failing tensor that was kept as a case of its own."""
-
-    folder: str
-    """Of the case, below the logs' folder."""
-    fields: Json
-
-
-@dataclass(frozen=True)
 class Source:
     """Everything a page shows."""
 
@@ -38,9 +29,6 @@ class Source:
     evidence: Evidence | None
     audit: Json | None
     """The matrix of deliberate faults of this network; None: there is none."""
-    cases: Sequence[Case]
-    where: str = ""
-    """The folder as its logs name it, for commands."""
 
     @property
     def results(self) -> Sequence[Json]:
@@ -74,8 +62,6 @@ def read_source(folder: Path) -> Source:
         summary=summary,
         evidence=read_evidence(folder / FILE),
         audit=_audit(folder, str(summary["model"])),
-        cases=_cases(folder),
-        where=f"logs/{folder.resolve().name}",
     )
 
 
@@ -106,12 +92,3 @@ def _audit(folder: Path, model: str) -> Json | None:
         return None
     findings = [one for one in family.get("findings", []) if one.get("model") == model]
     return {**family, "findings": findings} if findings else None
-
-
-def _cases(folder: Path) -> list[Case]:
-    found: list[Case] = []
-    for path in sorted(folder.glob("failures/*/case.json")):
-        fields = read_json(path)
-        if fields is not None:
-            found.append(Case(path.parent.relative_to(folder).as_posix(), fields))
-    return found

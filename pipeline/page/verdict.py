@@ -9,7 +9,7 @@ from pipeline.chaos import BAND, BUG, CHAOS
 from pipeline.evidence import Line
 from pipeline.page.html import Markup, details, element, paragraph, section, table
 from pipeline.page.parts import PASSING, SYMBOLS, badge, facts_list, share, shown
-from pipeline.page.source import Case, Json, Source
+from pipeline.page.source import Json, Source
 from pipeline.steps import BOTH, STEPS
 from pipeline.waivers import Relation
 
@@ -31,16 +31,26 @@ def verdict_banner(source: Source) -> Markup:
     symbol, style = SYMBOLS.get(verdict, ("?", "fail"))
     word = paragraph(element("span", symbol, aria_hidden="true"), f" {verdict}", class_="word")
     lines = [paragraph(MEANING.get(verdict, ""))]
-    lines += [
-        paragraph(f"{result['step']} in {result['dtype']} starts to differ at: ", _place(result))
-        for result in first_failures(source)
-    ]
+    if source.summary.get("inject"):
+        lines.append(paragraph(f"With {source.summary['inject']}."))
+    for result in first_failures(source):
+        where = f"{result['step']} in {result['dtype']} starts to differ at: "
+        lines.append(paragraph(where, _place(result)))
+        lines += [
+            paragraph("Itself wrong: ", element("code", str(blame["where"])), _because(blame))
+            for blame in _blames(result)[:1]
+        ]
     missing = [name for name in TITLES if name not in {r["step"] for r in source.results}]
     if missing:
         lines.append(paragraph(f"Not the whole proof: not asked for were {', '.join(missing)}."))
     return element(
         "div", word, *lines, class_=f"verdict {style}", role="group", aria_label="Verdict"
     )
+
+
+def _because(blame: Json) -> str:
+    hints: Sequence[Json] = blame["hints"]
+    return f", which {hints[0]['text']}" if hints else ""
 
 
 def first_failures(source: Source) -> Sequence[Json]:
@@ -234,14 +244,14 @@ def failures_section(source: Source) -> Markup | None:
         title = element(
             "h3", badge(str(result["verdict"])), f" {result['step']}, ", result["dtype"]
         )
-        parts += [title, *_failure(result, source)]
+        parts += [title, *_failure(result)]
     rest = [f"{r['step']} ({r['dtype']})" for r in source.results if r["verdict"] == "NOT RUN"]
     if rest:
         parts.append(paragraph(f"Not run after the failure: {', '.join(rest)}."))
     return section("failures", "Where and why", *parts)
 
 
-def _failure(result: Json, source: Source) -> list[Markup]:
+def _failure(result: Json) -> list[Markup]:
     parts: list[Markup] = []
     if result["starts_at"]:
         parts.append(paragraph("Starts at: ", element("code", str(result["starts_at"]))))
@@ -262,35 +272,35 @@ def _failure(result: Json, source: Source) -> list[Markup]:
         head = ("tensor", "verdict", "difference", "bound", "what is wrong")
         caption = f"Worst of {result['failing']} failing tensors"
         parts.append(table(head, rows, caption=caption, text=(1, 4)))
-    own = [
-        case
-        for case in source.cases
-        if (case.fields.get("step"), case.fields.get("dtype")) == (result["step"], result["dtype"])
-    ]
-    parts += [_case(case, source) for case in own]
-    if not own and result["worst"]:
-        parts.append(paragraph("No case of its own was kept: the reason was not searched for."))
+    parts += [_blame(blame) for blame in _blames(result)]
+    if result.get("investigation"):
+        parts.append(paragraph(f"Investigation: {result['investigation']}."))
     return parts
 
 
-def _case(case: Case, source: Source) -> Markup:
-    fields = case.fields
-    hints: Sequence[Mapping[str, Any]] = fields.get("hints") or ()
+def _blames(result: Json) -> Sequence[Json]:
+    """Return what is itself wrong in a failing result, the first in computation order first."""
+    return result.get("blames") or ()
+
+
+def _blame(blame: Json) -> Markup:
+    hints: Sequence[Mapping[str, Any]] = blame["hints"]
     parts = [
-        paragraph("Where: ", element("strong", str(fields.get("where") or fields.get("key")))),
+        paragraph("Where: ", element("strong", str(blame["where"]))),
         *(_hint(hint) for hint in hints),
     ]
     if not hints:
-        parts.append(paragraph("Why: no known relation explains the difference to rounding."))
+        text = f"Why: no known relation explains the difference to rounding. {blame['note']}"
+        parts.append(paragraph(text.strip()))
     parts.append(paragraph("This tensor alone:"))
-    parts.append(element("pre", f"bisenet replay {source.where}/{case.folder}"))
+    parts.append(element("pre", str(blame["replay"])))
     return element("div", *parts, class_="case")
 
 
 def _hint(hint: Mapping[str, Any]) -> Markup:
     text = (
-        f" The difference is {shown(hint.get('before'))}; computed with this relation "
-        f"{shown(hint.get('residual'))} of it is left."
+        f" The difference is {shown(float(hint['before']))}; computed with this relation "
+        f"{shown(float(hint['residual']))} of it is left."
     )
     return paragraph(
         "Why: ",
