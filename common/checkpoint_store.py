@@ -64,13 +64,20 @@ class CheckpointStore:
         self.warnings: list[str] = []
         """Everything that was warned of so far; also logged."""
 
-    def check_writable(self, *, expected_bytes: int | None = None) -> None:
-        """Make the folders, remove what killed runs left, require room for one checkpoint.
+    def check_writable(
+        self, *, expected_bytes: int | None = None, saves: int = 1, best_bytes: int = 0
+    ) -> None:
+        """Make the folders, remove what killed runs left, require room for what is to come.
+
+        A new checkpoint is written before the oldest is removed, and a new ``best/`` before the old
+        one: there are ``keep`` + 1 checkpoints and two of the best for a moment.
 
         Not to be called while another run writes into the same folder.
 
         Args:
             expected_bytes: estimated size of a checkpoint; None: that of the newest one.
+            saves: checkpoints that the run will write.
+            best_bytes: estimated size of ``best/``; 0: the run will write none.
 
         Raises:
             CheckpointError: the folder cannot be written, or the disk is too full.
@@ -86,7 +93,41 @@ class CheckpointStore:
                     os.fsync(probe.fileno())
         except OSError as error:
             raise self._cannot(f"write checkpoints into {self.folder}", error) from None
-        self._require_room(expected_bytes)
+        count = max(1, min(saves, self.keep + 1 - len(self._found())))
+        copies = 1 if in_place(self.folder / BEST) is not None else 2
+        self._require_room(expected_bytes, count=count, more=copies * best_bytes)
+
+    def is_used(self) -> bool:
+        """Tell whether a training has been saved here, whatever is left of it."""
+        if in_place(self.folder / BEST) is not None:
+            return True
+        if not self._checkpoints.is_dir():
+            return False
+        saved = (shown_name(path) for path in self._checkpoints.iterdir())
+        return any(name.startswith(("iter_", SUPERSEDED)) for name in saved)
+
+    def holds(self, folder: Path) -> bool:
+        """Tell whether a checkpoint's folder is one of this training's."""
+        return folder.resolve().parent == self._checkpoints.resolve()
+
+    def set_best_aside(self, iteration: int) -> Path | None:
+        """Rename ``best/`` to ``superseded_best_...``; return its new path, None if there is none.
+
+        Args:
+            iteration: from which the training goes on without it.
+
+        Raises:
+            CheckpointError: it cannot be renamed.
+        """
+        folder = in_place(self.folder / BEST)
+        if folder is None:
+            return None
+        target = _free_name(self.folder / f"{SUPERSEDED}{BEST}_{iteration:06d}")
+        try:
+            folder.rename(target)
+        except OSError as error:
+            raise self._cannot(f"rename {folder}", error) from None
+        return target
 
     def folder_of(self, iteration: int) -> Path:
         """Return where save puts the checkpoint of an iteration."""
@@ -124,13 +165,19 @@ class CheckpointStore:
         return target
 
     def save_best(
-        self, iteration: int, files: Mapping[str, Writer], *, miou: float, meta: Mapping[str, Any]
+        self,
+        iteration: int,
+        files: Mapping[str, Writer],
+        *,
+        miou: float,
+        meta: Mapping[str, Any],
+        expected_bytes: int | None = None,
     ) -> Path:
         """Replace ``best/``; ``miou`` (0..1) is added to the meta. Otherwise like ``save``.
 
         A kill at any moment leaves the old or the new one for ``best()`` to find.
         """
-        self._require_room(None)
+        self._require_room(expected_bytes)
         target = self.folder / BEST
         self._write(target, iteration, files, meta={**meta, "miou": miou})
         return target
@@ -253,15 +300,15 @@ class CheckpointStore:
             if later <= iteration:
                 continue
             name = SUPERSEDED + shown_name(folder)
-            names = [name, *(f"{name}.{number}" for number in range(1, 1000))]
-            target = next(p for n in names if not (p := folder.with_name(n)).exists())
+            target = _free_name(folder.with_name(name))
             folder.rename(target)
             self._warn(
                 f"{folder} is past iteration {iteration}, from where this run goes another "
                 f"way: renamed to {target.name}"
             )
 
-    def _require_room(self, expected_bytes: int | None) -> None:
+    def _require_room(self, expected_bytes: int | None, *, count: int = 1, more: int = 0) -> None:
+        """Require room for ``count`` checkpoints and ``more`` bytes."""
         try:
             found = self._found()
             if expected_bytes is None and found:
@@ -270,12 +317,15 @@ class CheckpointStore:
             free = shutil.disk_usage(place).free
         except OSError as error:
             raise self._cannot(f"write checkpoints into {self.folder}", error) from None
-        wanted = (expected_bytes or 0) + SPARE_BYTES
+        wanted = count * (expected_bytes or 0) + more + SPARE_BYTES
         if free < wanted:
+            what = "a checkpoint takes" if count == 1 else f"{count} checkpoints take"
+            if more:
+                what = f"{count} checkpoint(s) and best/, old and new, take"
             raise CheckpointError(
-                f"{self.folder}: {free / 2**20:.0f} MiB are free; a checkpoint takes "
-                f"{wanted / 2**20:.0f} MiB; free some space or choose another --save_dir. "
-                + self._last_good()
+                f"{self.folder}: {free / 2**20:.0f} MiB are free; {what} "
+                f"{wanted / 2**20:.0f} MiB; free some space, lower --keep_checkpoint_max or choose "
+                "another --save_dir. " + self._last_good()
             )
 
     def _cannot(self, what: str, error: OSError | InputError) -> CheckpointError:
@@ -301,3 +351,9 @@ class CheckpointStore:
             return
         self.warnings.append(text)
         _logger.warning("%s", text)
+
+
+def _free_name(path: Path) -> Path:
+    """Return the path, or with the first number behind it under which there is nothing."""
+    paths = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 1000))]
+    return next(candidate for candidate in paths if not candidate.exists())

@@ -185,7 +185,8 @@ class ScheduleConfig(Section):
         if self.warmup_iters >= self.max_iters:
             raise ValueError(
                 f"warmup_iters is {self.warmup_iters}; expected less than max_iters "
-                f"({self.max_iters}): the decay would never start"
+                f"({self.max_iters}): the decay would never start; a shorter training takes "
+                f"--set schedule.warmup_iters={self.max_iters // 10}"
             )
         return self
 
@@ -298,6 +299,9 @@ class TrainConfig(Section):
     """Checkpoints kept, the newest; the best by mIoU is kept apart from them."""
     patience: PositiveInt | None = None
     """Evaluations in a row without a better mIoU after which the training stops; None: never."""
+    loader_timeout_s: NonNegativeFloat = 300.0
+    """Seconds that a batch may take to come before the training ends for it; 0: no limit. Below the
+    600 seconds after which the other processes of a job take this one for lost."""
 
 
 Protocol = Literal[

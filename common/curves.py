@@ -77,8 +77,8 @@ def _draw_loss(panel: Any, training: Lines) -> None:
 
 
 def _draw_rates(panel: Any, training: Lines) -> None:
-    for name in dict.fromkeys(name for line in training for name in line["lr"]):
-        panel.plot(*_points(training, "lr", name), linewidth=1.4, label=name)
+    for label, points in rate_lines(training):
+        panel.plot(*zip(*points, strict=True), linewidth=1.4, label=label)
     panel.set_ylabel("learning rate")
     panel.set_yscale("log")
     panel.legend(fontsize="small", ncols=2)
@@ -93,6 +93,20 @@ def _draw_miou(panel: Any, evaluations: Lines) -> None:
         panel.plot(*zip(*points, strict=True), marker="o", markersize=4)
         panel.set_title(f"best {best[1]:.4f} at iteration {best[0]}", fontsize="small", loc="left")
     panel.set_ylabel("val mIoU")
+
+
+def rate_lines(training: Lines) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Return the lines of the rates: label, and (iteration, rate) of each point.
+
+    Groups whose rates are the same would lie on top of each other; they are one line with all their
+    names.
+    """
+    together: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for name in dict.fromkeys(name for line in training for name in line["lr"]):
+        x, y = _points(training, "lr", name)
+        points = tuple(zip(x.tolist(), y.tolist(), strict=True))
+        together.setdefault(points, []).append(name)
+    return [(", ".join(names), list(points)) for points, names in together.items() if points]
 
 
 def _points(

@@ -16,6 +16,20 @@ class DataError(InputError):
     """A dataset folder, list, image or label is wrong."""
 
 
+class SampleError(DataError):
+    """A sample of a data set cannot be used.
+
+    Args:
+        text: the message.
+        sample: its name.
+        file: the one of its files that is wrong; empty where that is not known.
+    """
+
+    def __init__(self, text: str, *, sample: str, file: str = "") -> None:
+        super().__init__(text)
+        self.sample, self.file = sample, file
+
+
 class WeightsError(InputError):
     """A weights file does not fit the model, or cannot be read."""
 

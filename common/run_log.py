@@ -234,7 +234,7 @@ class RunLog:
         self._show.line(f"{kind} at iteration {iteration}: {', '.join(shown)}", style=style)
 
 
-_LOUD = ("warning", "stopped", "not_finite")
+_LOUD = ("warning", "stopped", "not_finite", "data_failed", "loader_failed")
 """Events that must not be overlooked."""
 
 

@@ -19,6 +19,10 @@ NOT_FINITE = 77
 GRAD_NORM = "grad_norm"
 """Name of the norm of the gradients beside the loss terms."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAX_SKIPPED = 100
+"""Steps in a row that a gradient scaler may skip. It begins at 2**16 at most and doubles every 2000
+steps: 2**40 after 48000. It halves after one skipped step, Paddle 2.6's after two, so within 100 it
+is 2**-10 or less from there: what still overflows is not for the scale."""
 
 
 class NotFiniteError(TrainingError):
@@ -140,6 +144,30 @@ class EarlyStopping:
         self.waited = int(state["waited"])
 
 
+class SkippedSteps:
+    """Counts the steps in a row that a gradient scaler has skipped.
+
+    Not part of a checkpoint: a resumed run counts anew, and ends a little later at the worst.
+
+    Args:
+        limit: steps in a row that may be skipped.
+    """
+
+    def __init__(self, limit: int = MAX_SKIPPED) -> None:
+        self.limit = limit
+        self.count = 0
+
+    def exceeded(self, grad_norm: float, *, scaled: bool) -> bool:
+        """Take in the gradients' norm of one step; return whether the training must end for it.
+
+        Args:
+            grad_norm: before the step; not finite where the step is skipped.
+            scaled: a scaler watches over the gradients; without one a single step is too much.
+        """
+        self.count = 0 if math.isfinite(grad_norm) else self.count + 1
+        return self.count > (self.limit if scaled else 0)
+
+
 def check_finite(terms: Mapping[str, float], *, iteration: int, names: Sequence[str]) -> None:
     """Require that every loss term is a finite number.
 
@@ -163,6 +191,7 @@ def not_finite(
     names: Sequence[str],
     layer: str | None = None,
     checkpoint: str | None = None,
+    steps: int = 1,
 ) -> NotFiniteError:
     """Return the error for a loss, or a gradient, that is not finite; the caller raises it.
 
@@ -173,11 +202,14 @@ def not_finite(
         layer: the first layer whose output is not finite, if it was looked for; an empty text
             when every layer's was finite, so that the loss itself made it.
         checkpoint: the last good checkpoint, if there is one.
+        steps: in how many steps in a row it was not finite, whatever the gradient scaler did.
     """
     shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
     loss = [value for name, value in terms.items() if name != GRAD_NORM]
     what = "gradient" if loss and all(map(math.isfinite, loss)) else "loss"
     lines = [f"the {what} of iteration {iteration} is not finite ({shown})"]
+    if steps > 1:
+        lines.append(f"  nor was it in the {steps - 1} steps before, though the scale was lowered")
     if layer is not None:
         lines.append(f"  first layer with a NaN or Inf: {layer or 'none, the loss itself'}")
     lines.append(f"  samples of the batch: {', '.join(names)}")

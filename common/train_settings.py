@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from common.config import Config, load_config
+from common.errors import ConfigError
 
 Framework = Literal["paddle", "torch"]
 Device = Literal["cpu", "gpu"]
@@ -65,7 +66,8 @@ def parse_settings(arguments: Sequence[str]) -> TrainSettings:
         arguments: without the program's name.
 
     Raises:
-        ConfigError: the configuration, or an option that replaces a key of it, is wrong.
+        ConfigError: the configuration, or an option that replaces a key of it, is wrong; or a key
+            of it has no effect without --do_eval.
         SystemExit: (2) an unknown option, (0) --help.
     """
     words = _parser().parse_args(arguments)
@@ -79,9 +81,11 @@ def parse_settings(arguments: Sequence[str]) -> TrainSettings:
         overrides.append(f"train.precision={'float32' if words.precision == 'fp32' else mixed}")
     # what is written out as a key wins over its short form
     overrides += words.set
+    config = load_config(words.config, overrides=overrides)
+    _require_evaluation(config, do_eval=words.do_eval)
     return TrainSettings(
         config_path=words.config,
-        config=load_config(words.config, overrides=overrides),
+        config=config,
         framework=cast("Framework", words.framework),
         device=cast("Device", words.device),
         save_dir=words.save_dir,
@@ -92,6 +96,17 @@ def parse_settings(arguments: Sequence[str]) -> TrainSettings:
         skip_parity_check=words.skip_parity_check,
         command=shlex.join(["tools/train.py", *arguments]),
     )
+
+
+def _require_evaluation(config: Config, *, do_eval: bool) -> None:
+    """Require --do_eval where a key says when to evaluate, or to stop for want of a better mIoU."""
+    named = {"patience": config.train.patience, "eval_interval": config.train.eval_interval}
+    given = [f"train.{key} is {value}" for key, value in named.items() if value is not None]
+    if given and not do_eval:
+        raise ConfigError(
+            f"{' and '.join(given)}, but nothing is evaluated without --do_eval; add --do_eval, or "
+            f"take it back with --set {given[0].split()[0]}=null"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

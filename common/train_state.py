@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ _FREE = (
     *("model.weights", "model.backbone_weights"),
     *("data.root", "data.workers", "data.val_list"),
     *("train.log_interval", "train.save_interval", "train.eval_interval"),
-    *("train.keep_checkpoint_max", "train.patience"),
+    *("train.keep_checkpoint_max", "train.patience", "train.loader_timeout_s"),
 )
 """Keys that may change in a resumed run: no weight depends on them."""
 
@@ -68,6 +68,10 @@ class Progress:
     commit: str
     config_digest: str
     config: dict[str, Any]
+    code_digest: str = ""
+    """Of the sources; empty in checkpoints of before it was told."""
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    """Package -> version."""
 
     def as_meta(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -80,14 +84,19 @@ class Progress:
         Raises:
             CheckpointError: entries are missing.
         """
-        names = list(Progress.__dataclass_fields__)
-        missing = [name for name in names if name not in meta]
+        needed = [
+            entry.name
+            for entry in fields(Progress)
+            if entry.default is MISSING and entry.default_factory is MISSING
+        ]
+        missing = [name for name in needed if name not in meta]
         if missing:
             raise CheckpointError(
                 f"{where}: the manifest lacks {', '.join(missing)}; expected a checkpoint of a "
                 "training. To start from its weights alone, use --weights"
             )
-        return Progress(**{name: meta[name] for name in names})
+        names = [entry.name for entry in fields(Progress)]
+        return Progress(**{name: meta[name] for name in names if name in meta})
 
 
 def forward_seed(seed: int, *, iteration: int, rank: int, part: int) -> int:
@@ -123,19 +132,30 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
-def check_resumable(saved: Progress, config: Config, *, world_size: int, where: str) -> None:
-    """Require that a run goes on as it began: the same recipe and the same global batch.
+def check_resumable(
+    saved: Progress, config: Config, *, framework: str, world_size: int, where: str
+) -> None:
+    """Require that a run goes on as it began: framework, recipe and global batch.
 
     Args:
         saved: of the checkpoint.
         config: of this run.
+        framework: of this run, as Progress.framework.
         world_size: processes of this run.
         where: names the checkpoint in the message.
 
     Raises:
-        CheckpointError: listing every key that differs, with both values.
+        CheckpointError: it is the other framework's; or listing every key that differs, with both
+            values.
     """
-    old, new = _flat(saved.config), _flat(config.model_dump(mode="json"))
+    if saved.framework != framework:
+        raise CheckpointError(
+            f"{where} is of a training with {saved.framework}, this one is with {framework}: their "
+            f"kernels round differently, and a resumed run would be neither. Go on with "
+            f"--framework {saved.framework}, or take the weights over: "
+            f"--weights {Path(where) / WEIGHTS} --save_dir NEW"
+        )
+    old, new = flat_config(saved.config), flat_config(config.model_dump(mode="json"))
     # the order of samples is the same for every split of one global batch
     for flat, processes in ((old, saved.world_size), (new, world_size)):
         flat["data.batch_size x processes"] = flat.pop("data.batch_size") * processes
@@ -157,11 +177,12 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in _FREE)
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flat_config(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -16,7 +16,7 @@ from paddle.io import BatchSampler
 from common.allocator import keep_freed_memory
 from common.config_sections import DataConfig
 from common.datasets import Sample, load_samples, read_sample
-from common.errors import DataError, InputError
+from common.errors import DataError, InputError, SampleError
 from common.sampling import SampleKey, sample_rng, train_batches, val_batches
 from common.transforms import Transform, train_transform, val_transform
 from common.worker_signals import forking_workers, shield_worker
@@ -73,11 +73,18 @@ class ErrorsAsItems(SampleDataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Return the dataset's item, or {"error": text, "is_input_error": flag}."""
+        """Return the dataset's item, or {"error": text, "is_input_error": flag}.
+
+        An error that is the user's also tells the sample's name and which file of it is wrong.
+        """
         try:
             return self.dataset[key]
         except InputError as error:
-            return {"error": str(error), "is_input_error": True}
+            sample, text = self.dataset.samples[key.index], str(error)
+            # the message begins with the file that is wrong
+            files = [str(path) for path in (sample.label, sample.image)]
+            file = next((path for path in files if text.startswith(path)), "")
+            return {"error": text, "is_input_error": True, "sample": sample.name, "file": file}
         except Exception:
             return {"error": traceback.format_exc(), "is_input_error": False}
 
@@ -109,15 +116,24 @@ class Batches:
         """Yield image (N, 3, H, W) float32 and label (N, H, W) int64 tensors, name list[str].
 
         Raises:
-            DataError: a sample cannot be read.
+            DataError: a sample cannot be read (SampleError, which names it), or pictures differ in
+                size.
             RuntimeError: any other error in a loader process, with its traceback.
         """
         with forking_workers():
             batches = iter(self.loader)
         for batch in batches:
             if "error" in batch:
-                raise (DataError if batch["is_input_error"] else RuntimeError)(batch["error"])
+                raise _error_of(batch)
             yield on_device(batch)
+
+
+def _error_of(batch: dict[str, Any]) -> Exception:
+    if not batch["is_input_error"]:
+        return RuntimeError(batch["error"])
+    if "sample" in batch:
+        return SampleError(batch["error"], sample=batch["sample"], file=batch["file"])
+    return DataError(batch["error"])
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def explain(
     first_layer: Callable[[Batch, int], tuple[int, str]],
     iteration: int,
     checkpoint: str | None,
+    steps: int,
 ) -> NotFiniteError:
     """Return the error of an iteration whose loss or gradient is not finite on some rank.
 
@@ -44,6 +45,7 @@ def explain(
         first_layer: returns the first bad layer of a batch; see first_bad_layer.
         iteration: 1-based.
         checkpoint: the last good one.
+        steps: in how many steps in a row it was so.
     """
     found: list[str] = []
     for part, batch in enumerate(batches):
@@ -63,6 +65,7 @@ def explain(
         names=[name for cause in causes for name in cause[2:]],
         layer=causes[0][1],
         checkpoint=checkpoint,
+        steps=steps,
     )
 
 

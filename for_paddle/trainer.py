@@ -23,8 +23,8 @@ from paddle import Tensor, nn
 
 from common.checkpoint_store import Checkpoint, Writer
 from common.config import Config
-from common.provenance import git_commit
-from common.stopping import GRAD_NORM, NotFiniteError
+from common.provenance import code_digest, git_commit
+from common.stopping import GRAD_NORM, NotFiniteError, SkippedSteps
 from common.train_state import (
     CONFIG,
     EMA,
@@ -43,6 +43,7 @@ from for_paddle.backend import (
     seed_everything,
     set_default_dtype,
     to_numpy,
+    versions,
 )
 from for_paddle.distributed import (
     all_reduce_array,
@@ -107,6 +108,7 @@ class Trainer:
             "float64" if train.precision == "float64" else "float32"
         )
         self.iteration = 0
+        self.code_digest = code_digest()
         self.warnings: list[str] = []
         self.last_checkpoint: str | None = None
         """Named in the message when the loss is not finite."""
@@ -130,6 +132,7 @@ class Trainer:
             dtype=train.amp_dtype,
             device=device,
         )
+        self.skipped = SkippedSteps()
         self.average: WeightAverage | None = None
         if train.ema_decay is not None:
             self.average = WeightAverage(self.amp.state_tensors(), decay=train.ema_decay)
@@ -144,9 +147,10 @@ class Trainer:
             stop: this process was asked to stop; the result tells whether any was.
 
         Raises:
-            NotFiniteError: the loss of any rank is NaN or infinite, or a gradient that no scaler
-                watches over is; no weight has changed. The loss alone would not do: Paddle's ReLU
-                turns a NaN into 0, and a network with NaN weights may go on with a finite loss.
+            NotFiniteError: the loss of any rank is NaN or infinite, or a gradient is, without a
+                scaler or too often in a row; no weight has changed. The loss alone would not do:
+                Paddle's ReLU turns a NaN into 0, and a network with NaN weights may go on with a
+                finite loss.
         """
         rates = learning_rates(self.optimizer)
         self.optimizer.clear_grad()
@@ -157,7 +161,7 @@ class Trainer:
         average_gradients(self.model)
         self.amp.unscale()
         grad_norm = self._clip()
-        if not math.isfinite(grad_norm) and not self.amp.scaled:
+        if self.skipped.exceeded(grad_norm, scaled=self.amp.scaled):
             # averaged over the ranks: all of them come here
             raise self._not_finite({**terms, GRAD_NORM: grad_norm}, parts, batches)
         self.amp.step()
@@ -242,6 +246,8 @@ class Trainer:
             stopping=stopping,
             evaluated=evaluated,
             commit=git_commit(),
+            code_digest=self.code_digest,
+            versions=versions(),
             config_digest=self.config.digest(),
             config=self.config.model_dump(mode="json"),
         )
@@ -333,6 +339,7 @@ class Trainer:
             first_layer=first_layer,
             iteration=self.iteration + 1,
             checkpoint=self.last_checkpoint,
+            steps=self.skipped.count if GRAD_NORM in terms else 1,
         )
 
     def _clip(self) -> float:

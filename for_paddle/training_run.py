@@ -12,32 +12,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sized
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from common.checkpoint_store import Checkpoint, CheckpointStore, Writer
-from common.errors import CheckpointError, InputError, TrainingError
+from common.checkpoint_store import CheckpointStore, Writer
+from common.errors import InputError, TrainingError
 from common.iou import iou_per_class, mean_iou
 from common.pictures import save_png
-from common.provenance import code_digest, git_commit
+from common.provenance import git_commit
+from common.read_failure import CannotReadError, Reader, ReadFailure, ReadingError
 from common.run_log import RunLog, draw_curves
 from common.sinks import open_sinks
 from common.stopping import GRAD_NORM, STOPPED, EarlyStopping, NotFiniteError, StopRequest
-from common.train_settings import AUTO, TrainSettings
-from common.train_state import Progress, check_resumable
+from common.train_settings import TrainSettings
+from common.train_state import Progress
 from for_paddle.backend import set_device, versions
 from for_paddle.data import train_loader
 from for_paddle.distributed import (
     all_reduce_array,
-    barrier,
     finalise,
     initialise,
     is_main,
     rank,
     world_size,
 )
+from for_paddle.reading import agree_on_reading
+from for_paddle.resume import Resumed, find_checkpoint, prepare_folder, take_up, weights_bytes
 from for_paddle.runtime import device_name, peak_memory_mib
 from for_paddle.trainer import StepResult, Trainer
 from for_paddle.validation import validate
@@ -54,7 +55,7 @@ def train_command(settings: TrainSettings) -> int:
     with StopRequest(repeat_s=2.0) as stop:
         try:
             code = TrainingRun(settings, stop=stop).run()
-        except NotFiniteError:
+        except (NotFiniteError, ReadingError):
             # every rank has learned of it: they leave in order, and none takes another for lost
             finalise()
             raise
@@ -86,11 +87,21 @@ class TrainingRun:
         self.samples = 0
         """Samples in the training set."""
         self.draws = True
+        self.logged = False
+        """The log has a line of a training."""
+        self.resumed: Resumed | None = None
+        self.reader = Reader(train.loader_timeout_s, rank=rank(), on_stuck=self._tell_failure)
 
     def run(self) -> int:
         """Run it; see train_command."""
-        self._resume(self._found_checkpoint())
-        self._prepare_folder()
+        self._resume()
+        prepare_folder(
+            self.store,
+            self.trainer,
+            resumed=self.resumed,
+            saves=-(-(self.total - self.trainer.iteration) // self.save_interval),
+            evaluates=self.settings.do_eval,
+        )
         sinks = []
         if is_main():
             sinks = open_sinks(
@@ -115,11 +126,16 @@ class TrainingRun:
             except NotFiniteError as error:
                 self._event("not_finite", {"message": str(error)})
                 raise
+            except ReadingError as error:
+                self._leave(error.failure)
+                raise
             except (RuntimeError, SystemError) as error:
                 # both frameworks raise it wherever the training process is when a worker ends
                 if "DataLoader" not in str(error):
                     raise
-                raise self._loader_failed(error) from error
+                failure = ReadFailure.of(error, rank=rank(), wanted=self._next_iteration())
+                self._tell_failure(failure)
+                raise TrainingError(failure.message) from error
         return code
 
     def _iterate(self, batches: Iterator[dict[str, Any]]) -> int:
@@ -128,7 +144,7 @@ class TrainingRun:
             self._evaluate()
         while trainer.iteration < self.total and not self.stopping.should_stop:
             started = time.perf_counter()
-            group = [self._next(batches) for _ in range(self.config.train.accumulate)]
+            group = self._next_group(batches)
             loaded = time.perf_counter()
             result = trainer.step(group, stop=self.stop.requested)
             self._log_step(result, data_s=loaded - started, step_s=time.perf_counter() - loaded)
@@ -152,46 +168,18 @@ class TrainingRun:
         self._event("stopped", {"signal": reason, "resume": "--resume_model auto"})
         return STOPPED
 
-    def _found_checkpoint(self) -> Checkpoint | None:
-        asked = self.settings.resume
-        found = self.store.latest() if asked in (None, AUTO) else self.store.load(Path(asked))
-        if asked is None:
-            if found is not None:
-                raise CheckpointError(
-                    f"{self.settings.save_dir} holds a training already, at iteration "
-                    f"{found.iteration}; go on with --resume_model auto, or choose another "
-                    "--save_dir"
-                )
-            return None
-        # every rank has looked by itself: a folder that they do not share would show here
-        own = -1 if found is None else found.iteration
-        if int(all_reduce_array(np.array([own]))[0]) != own * world_size():
-            raise CheckpointError(
-                f"rank {rank()} finds iteration {own} in {self.settings.save_dir}, others find "
-                "another one; all processes must see the same folder"
-            )
-        return found
-
-    def _resume(self, checkpoint: Checkpoint | None) -> None:
+    def _resume(self) -> None:
+        checkpoint = find_checkpoint(self.store, asked=self.settings.resume)
         if checkpoint is None:
             return
-        where = str(checkpoint.folder)
-        progress = Progress.from_meta(checkpoint.meta, where=where)
-        check_resumable(progress, self.config, world_size=world_size(), where=where)
-        self.trainer.restore(checkpoint, progress)
-        self.stopping.load_state_dict(progress.stopping)
-        self.evaluated = progress.evaluated
-        self.saved = progress.iteration
-        self.trainer.warnings += checkpoint.warnings
-
-    def _prepare_folder(self) -> None:
-        # nobody looks for checkpoints any more when the remains of killed runs are removed
-        barrier()
-        if is_main():
-            arrays = self.trainer.evaluated_arrays().values()
-            copies = 2 + (self.trainer.average is not None)
-            self.store.check_writable(expected_bytes=copies * sum(a.nbytes for a in arrays))
-        barrier()
+        self.resumed = take_up(
+            checkpoint, self.trainer, self.stopping, config=self.config, store=self.store
+        )
+        self.evaluated = self.resumed.progress.evaluated
+        # elsewhere, its own checkpoint is not in this folder
+        self.saved = self.trainer.iteration if self.resumed.own_place else 0
+        logged = self.trainer.iteration >= self.config.train.log_interval
+        self.logged = self.resumed.own_place and logged
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         config, accumulate = self.config, self.config.train.accumulate
@@ -205,22 +193,32 @@ class TrainingRun:
             rank=rank(),
         )
         self.samples = len(cast("Sized", loader.loader.dataset))
-        return iter(loader)
+        return self.reader.batches(loader, wanted=self._next_iteration)
 
-    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    def _next_iteration(self) -> str:
+        return f"iteration {self.trainer.iteration + 1}"
+
+    def _next_group(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the batches of one iteration; if a rank has none, all ranks raise ReadingError."""
+        failure: ReadFailure | None = None
+        group: list[dict[str, Any]] = []
         try:
-            return next(batches)
-        except (RuntimeError, SystemError, OSError, EOFError, StopIteration) as error:
-            raise self._loader_failed(error) from error
+            group = [next(batches) for _ in range(self.config.train.accumulate)]
+        except CannotReadError as error:
+            failure = error.failure
+        agree_on_reading(failure)
+        return group
 
-    def _loader_failed(self, error: BaseException) -> TrainingError:
-        message = (
-            f"no batch for iteration {self.trainer.iteration + 1}: "
-            f"{str(error).strip() or type(error).__name__}\nif a loader process was killed, the "
-            "memory may be short: lower --num_workers, then go on with --resume_model auto"
-        )
-        self._event("loader_failed", {"message": message})
-        return TrainingError(message)
+    def _leave(self, failure: ReadFailure) -> None:
+        """Save what was done before the data failed, and tell why; on all ranks."""
+        try:
+            self._save()
+        except InputError as error:
+            self._event("warning", {"message": f"nothing is saved: {error}"})
+        self._tell_failure(failure)
+
+    def _tell_failure(self, failure: ReadFailure) -> None:
+        self._event(failure.event, failure.facts())
 
     def _drawn(self) -> int:
         """Return how many samples all processes have drawn together."""
@@ -237,6 +235,7 @@ class TrainingRun:
         terms = result.terms
         if math.isfinite(result.grad_norm):
             terms = {**terms, GRAD_NORM: result.grad_norm}
+        self.logged = True
         self.log.train(
             iteration,
             epoch=(self._drawn() - 1) // self.samples,
@@ -293,7 +292,7 @@ class TrainingRun:
         """Evaluate on all ranks; keep the best weights and show the first sample."""
         rule, started = self.config.eval, time.perf_counter()
         model = self.trainer.evaluation_model()
-        found = validate(model, self.config, image_of=self.trainer.image)
+        found = validate(model, self.config, image_of=self.trainer.image, reader=self.reader)
         miou = mean_iou(found.matrix, absent=rule.absent, count_void=rule.count_void)
         self.evaluated = self.trainer.iteration
         better = self.stopping.update(miou, iteration=self.evaluated)
@@ -301,7 +300,8 @@ class TrainingRun:
             return
         if better:
             meta = self._progress().as_meta()
-            self.store.save_best(self.evaluated, self.trainer.best_files(), miou=miou, meta=meta)
+            files, size = self.trainer.best_files(), weights_bytes(self.trainer)
+            self.store.save_best(self.evaluated, files, miou=miou, meta=meta, expected_bytes=size)
         classes = iou_per_class(found.matrix, count_void=rule.count_void)
         facts = {
             "best_miou": self.stopping.best,
@@ -321,9 +321,7 @@ class TrainingRun:
 
     def _draw(self) -> None:
         """Draw the curves, once there is something to draw; a run does not end for a picture."""
-        if not is_main() or not self.draws:
-            return
-        if self.trainer.iteration < self.config.train.log_interval:
+        if not (is_main() and self.draws and self.logged):
             return
         try:
             draw_curves(self.log.path, self.settings.save_dir / "curves.png")
@@ -339,7 +337,7 @@ class TrainingRun:
         self.log.header(
             command=self.settings.command,
             config_digest=config.digest(),
-            code_digest=code_digest(),
+            code_digest=self.trainer.code_digest,
             commit=git_commit(),
             versions=versions(),
             parity=self.settings.parity,

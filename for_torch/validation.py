@@ -13,11 +13,14 @@ from torch import Tensor
 from common.config import Config
 from common.pictures import prediction_picture
 from common.protocols import configured
+from common.read_failure import CannotReadError, Reader, ReadFailure
 from for_torch.backend import no_grad, to_numpy
 from for_torch.data import val_loader
 from for_torch.distributed import all_reduce_array, rank, world_size
 from for_torch.evaluate import evaluate
+from for_torch.metrics import ConfusionMatrix
 from for_torch.models import Network
+from for_torch.reading import agree_on_reading
 
 Batch = Mapping[str, Any]
 
@@ -32,26 +35,39 @@ class Validation:
     """(H, W, 3) RGB: image, label and prediction of this rank's first sample, if it has any."""
 
 
-def validate(model: Network, config: Config, *, image_of: Callable[[Batch], Tensor]) -> Validation:
+def validate(
+    model: Network, config: Config, *, image_of: Callable[[Batch], Tensor], reader: Reader
+) -> Validation:
     """Evaluate on the validation set by the recipe's protocol, each sample on one rank.
 
     Args:
         model: in evaluation mode.
         config: of the run.
         image_of: returns a batch's image as the network takes it.
+        reader: of this process.
+
+    Raises:
+        ReadingError: on all ranks, where any of them cannot read its samples.
     """
     classes = config.model.classes
     loader = val_loader(config.data, classes=classes, world_size=world_size(), rank=rank())
     first: list[Batch] = []
-    batches = _prepared(loader, first, image_of)
+    read = reader.batches(loader, wanted=lambda: "the evaluation")
     rule = config.eval
-    confusion = evaluate(
-        model,
-        batches,
-        classes=classes,
-        ignore_index=config.data.ignore_index,
-        protocol=configured(rule.protocol, crop_hw=rule.crop_hw, short_side=rule.short_side),
-    )
+    failure: ReadFailure | None = None
+    confusion: ConfusionMatrix | None = None
+    try:
+        confusion = evaluate(
+            model,
+            _prepared(read, first, image_of),
+            classes=classes,
+            ignore_index=config.data.ignore_index,
+            protocol=configured(rule.protocol, crop_hw=rule.crop_hw, short_side=rule.short_side),
+        )
+    except CannotReadError as error:
+        failure = error.failure
+    agree_on_reading(failure)
+    assert confusion is not None
     matrix = all_reduce_array(confusion.matrix())
     return Validation(matrix, _picture(model, first[0], config, image_of) if first else None)
 

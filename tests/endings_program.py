@@ -1,7 +1,8 @@
 """How two ranks end: python endings_program.py SIDE TASK OUT SCENES. Imports one framework.
 
 ``share``: several trainings in one process, for the sake of time: clipping, and the command with
-early stopping, a signal to rank 1, a loss that is not finite on rank 1. The last one ends the
+early stopping, a signal to rank 1, a loss that is not finite on rank 1, a label that cannot be used
+(of the scenes in OUT/bad_scenes). The last one ends the
 process as the command would.
 """
 
@@ -69,6 +70,7 @@ def share(side: Any, out: Path, scenes: Path) -> int:
         codes[case] = command(case, "--set", "train.sync_bn=true")
     with_fault(side, spoil_buffer, rank=0)
     codes["buffer"] = command("buffer", "--set", "train.sync_bn=false")
+    codes["data"] = command("data", "--set", f"data.root={out / 'bad_scenes'}")
     (out / f"codes_{rank}.json").write_text(json.dumps(codes))
     run.finalise = leave
     with_fault(side, spoil)

@@ -65,6 +65,48 @@ def test_too_little_room_is_told_before_anything_is_written(
     save(store, 2)
 
 
+def test_the_room_of_a_whole_run_is_asked_for_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All checkpoints that are kept and the one that is written beside them; best/, old and new."""
+    mib = 1 << 20
+    usage = shutil.disk_usage(tmp_path)
+    store = CheckpointStore(tmp_path, keep=3)
+
+    def asks_for(wanted: int, **of_run: int) -> None:
+        for free, enough in ((wanted, True), (wanted - 1, False)):
+            short = usage._replace(free=free)
+            monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", lambda _, s=short: s)
+            if enough:
+                store.check_writable(expected_bytes=10 * mib, **of_run)
+            else:
+                with pytest.raises(CheckpointError, match="lower --keep_checkpoint_max"):
+                    store.check_writable(expected_bytes=10 * mib, **of_run)
+
+    # one MiB is always spared: for the manifests and the log
+    asks_for(11 * mib)
+    asks_for(21 * mib, saves=2)
+    asks_for(41 * mib, saves=100)
+    asks_for(51 * mib, saves=100, best_bytes=5 * mib)
+    # what is there already takes no more room
+    monkeypatch.undo()
+    save(store, 1)
+    save(store, 2)
+    save_best(store, 2)
+    asks_for(26 * mib, saves=100, best_bytes=5 * mib)
+
+
+def test_best_asks_for_its_own_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    files = writers({"weights": b"w"})
+    store.save(1, writers({"weights": bytes(1000), "momentum": bytes(1000)}), meta={})
+    usage = shutil.disk_usage(tmp_path)._replace(free=(1 << 20) + 1000)
+    monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", lambda _: usage)
+    store.save_best(1, files, miou=0.5, meta={}, expected_bytes=1000)
+    with pytest.raises(CheckpointError, match="MiB are free"):
+        store.save_best(2, files, miou=0.5, meta={}, expected_bytes=1001)
+
+
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("")
     store = CheckpointStore(tmp_path / "output", keep=1)

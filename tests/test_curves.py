@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from programs import run_program
 
-from common.curves import draw_curves, smoothed
+from common.curves import draw_curves, rate_lines, smoothed
 from common.errors import InputError, TrainingError
 
 
@@ -86,6 +86,17 @@ def test_a_miou_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     with_nan = drawn(tmp_path, *lines, points[0], evaluation(1, "nan"), points[1])
     np.testing.assert_array_equal(with_nan, drawn(tmp_path, *lines, *points))
     drawn(tmp_path, *lines, evaluation(1, "nan"))
+
+
+def test_groups_of_one_rate_are_one_line_with_all_names(tmp_path: Path) -> None:
+    def rates(iteration: int, **lr: float) -> dict[str, Any]:
+        return {"kind": "train", "iteration": iteration, "loss": {"total": 1.0}, "lr": lr}
+
+    apart = [rates(1, a=1e-3, b=1e-3), rates(2, a=1e-3, b=1e-2)]
+    assert [label for label, _ in rate_lines([*apart])] == ["a", "b"]
+    same = [rates(1, a=1e-3, b=1e-2, c=1e-3), rates(2, a=1e-4, b=1e-3, c=1e-4)]
+    assert rate_lines(same) == [("a, c", [(1, 1e-3), (2, 1e-4)]), ("b", [(1, 1e-2), (2, 1e-3)])]
+    drawn(tmp_path, *same)
 
 
 def test_one_line_is_enough(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from forking import in_child
 
 from common import rank_watch, stopping
 from common.errors import CheckpointError, InputError
-from common.stopping import EarlyStopping, NotFiniteError, StopRequest, check_finite, not_finite
+from common.stopping import (
+    EarlyStopping,
+    NotFiniteError,
+    SkippedSteps,
+    StopRequest,
+    check_finite,
+    not_finite,
+)
 
 
 def wait_until(true: Callable[[], bool]) -> bool:
@@ -174,3 +181,41 @@ def test_the_layer_and_the_last_checkpoint_are_told(layer: str, expected: str) -
     )
     assert expected in str(error)
     assert "last good checkpoint: iter_000002" in str(error)
+
+
+# ---- steps that a gradient scaler skips ----------------------------------------------------------
+NAN, INF = float("nan"), float("inf")
+
+
+def test_without_a_scaler_one_bad_gradient_is_too_much() -> None:
+    assert not SkippedSteps().exceeded(1e30, scaled=False)
+    for norm in (NAN, INF):
+        assert SkippedSteps().exceeded(norm, scaled=False)
+
+
+def test_a_scaler_may_skip_a_number_of_steps_in_a_row() -> None:
+    skipped = SkippedSteps(limit=3)
+    norms = [INF, INF, INF, 1.0, INF, NAN, INF, INF]
+    found = [skipped.exceeded(norm, scaled=True) for norm in norms]
+    # a good one in between starts the count anew
+    assert found == [False] * 7 + [True]
+    assert skipped.count == 4
+
+
+def test_the_limit_leaves_a_scaler_the_time_to_find_its_scale() -> None:
+    # from 2**40, halved every two steps, to below 1
+    scale, steps = 2.0**40, 0
+    while scale >= 1:
+        steps += 1
+        scale /= 2 if steps % 2 == 0 else 1
+    assert steps <= stopping.MAX_SKIPPED
+    skipped = SkippedSteps()
+    assert not any(skipped.exceeded(INF, scaled=True) for _ in range(steps))
+
+
+def test_that_it_went_on_for_long_is_told() -> None:
+    terms = {"total": 1.0, stopping.GRAD_NORM: INF}
+    text = str(not_finite(terms, iteration=200, names=["a"], steps=101))
+    assert "the gradient of iteration 200 is not finite" in text
+    assert "nor was it in the 100 steps before, though the scale was lowered" in text
+    assert "steps before" not in str(not_finite(terms, iteration=200, names=["a"]))

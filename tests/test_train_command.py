@@ -113,7 +113,11 @@ def test_killed_and_stopped_is_never_interrupted(
     assert lines[0] == lines[1]
     assert list(lines[0]) == list(range(1, ITERATIONS + 1))
     scores = [
-        [(row["iteration"], row["miou"]) for row in log_rows(out) if row["kind"] == "eval"]
+        [
+            (row["iteration"], row["miou"], row["best_miou"], row["best_iteration"])
+            for row in log_rows(out)
+            if row["kind"] == "eval"
+        ]
         for out in (whole, broken)
     ]
     # also of a checkpoint that was gone on from: it is saved before its evaluation
@@ -161,6 +165,28 @@ def test_a_killed_loader_process_ends_the_run_with_a_message(
     text = end(run, 2)
     assert "no batch for iteration" in text
     assert log_rows(out)[-1]["kind"] == "loader_failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_stopped_loader_process_ends_the_run_with_a_message(
+    framework: str, scenes: Path, tmp_path: Path, start: Callable[..., Run]
+) -> None:
+    out = tmp_path / "out"
+    words = arguments(framework, scenes, out, "--skip_parity_check", "--iters", "100000")
+    limit = ("--save_interval", "100000", "--set", "train.loader_timeout_s=5")
+    run = start(["tools/train.py", *words, *limit], out)
+    run.wait_for(lambda: run.done() >= 1)
+    (worker,) = [pid for pid in run.family()[1:] if b"train.py" in command_of(pid)]
+    send(worker, signal.SIGSTOP)
+    text = end(run, 2)
+    assert f"loader process {worker} is stopped by a signal" in text
+    assert "Traceback" not in text
+    last = log_rows(out)[-1]
+    assert last["kind"] == "loader_failed"
+    assert "train.loader_timeout_s" in last["message"]
+    # nothing of what was done is lost
+    assert newest(out).name == f"iter_{last['iteration']:06d}"
 
 
 def test_without_parity_evidence_it_refuses(

@@ -75,6 +75,9 @@ def test_progress_survives_a_manifest() -> None:
 
 def test_a_manifest_of_something_else_is_told() -> None:
     meta = progress().as_meta()
+    # a checkpoint of before they were told is one
+    del meta["code_digest"], meta["versions"]
+    assert Progress.from_meta(meta, where="here") == progress()
     del meta["schedule_steps"]
     with pytest.raises(CheckpointError, match="schedule_steps"):
         Progress.from_meta(meta, where="here")
@@ -93,26 +96,44 @@ def test_a_manifest_of_something_else_is_told() -> None:
 def test_another_recipe_is_not_resumed(override: str, key: str) -> None:
     config = load_config(Path(CONFIG), overrides=[override])
     with pytest.raises(CheckpointError, match=key):
-        check_resumable(progress(), config, world_size=2, where="here")
+        check_resumable(progress(), config, framework="paddle", world_size=2, where="here")
+
+
+def test_the_other_framework_does_not_go_on() -> None:
+    config = load_config(Path(CONFIG))
+    with pytest.raises(CheckpointError) as caught:
+        check_resumable(progress(), config, framework="torch", world_size=2, where="one")
+    for part in (
+        "one is of a training with paddle, this one is with torch",
+        "--framework paddle",
+        "--weights one/weights.safetensors",
+    ):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "override",
-    ["data.root=elsewhere", "data.workers=9", "train.save_interval=7", "train.patience=3"],
+    [
+        "train.loader_timeout_s=1",
+        "data.root=elsewhere",
+        "data.workers=9",
+        "train.save_interval=7",
+        "train.patience=3",
+    ],
 )
 def test_what_no_weight_depends_on_may_change(override: str) -> None:
     config = load_config(Path(CONFIG), overrides=[override])
-    check_resumable(progress(), config, world_size=2, where="here")
+    check_resumable(progress(), config, framework="paddle", world_size=2, where="here")
 
 
 def test_the_global_batch_may_be_split_anew_but_not_change() -> None:
     config = load_config(Path(CONFIG))
     half = load_config(Path(CONFIG), overrides=[f"data.batch_size={config.data.batch_size // 2}"])
-    check_resumable(progress(), half, world_size=4, where="here")
+    check_resumable(progress(), half, framework="paddle", world_size=4, where="here")
     with pytest.raises(CheckpointError, match=r"data\.batch_size"):
-        check_resumable(progress(), half, world_size=2, where="here")
+        check_resumable(progress(), half, framework="paddle", world_size=2, where="here")
     with pytest.raises(CheckpointError, match=r"data\.batch_size x processes: 16 .* 32 now"):
-        check_resumable(progress(), config, world_size=4, where="here")
+        check_resumable(progress(), config, framework="paddle", world_size=4, where="here")
 
 
 def test_options_replace_keys() -> None:
@@ -145,8 +166,20 @@ def test_precision(words: list[str], expected: str) -> None:
 
 
 def test_iterations_below_the_warm_up_are_told() -> None:
-    with pytest.raises(ConfigError, match="warmup_iters"):
+    with pytest.raises(ConfigError, match=r"--set schedule\.warmup_iters=10 "):
         parse_settings(["--config", CONFIG, "--iters", "100"])
+    advised = ["--set", "schedule.warmup_iters=10"]
+    parse_settings(["--config", CONFIG, "--iters", "100", *advised])
+
+
+@pytest.mark.parametrize("key", ["train.patience", "train.eval_interval"])
+def test_a_key_about_evaluations_needs_them(key: str) -> None:
+    words = ["--config", CONFIG, "--set", f"{key}=3"]
+    with pytest.raises(ConfigError, match=rf"{key} is 3, but .* --do_eval") as caught:
+        parse_settings(words)
+    # what it advises is taken
+    parse_settings([*words, "--set", str(caught.value).split("--set ")[1]])
+    assert parse_settings([*words, "--do_eval"]).do_eval
 
 
 def test_the_command_is_kept() -> None:

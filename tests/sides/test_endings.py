@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import endings_program
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from fake_data.scenes import generate
 BOUND = 1e-12
 """Of each tensor's largest value, after three steps in float64."""
 RANK = {"torch": b"RANK=1", "paddle": b"PADDLE_TRAINER_ID=1"}
+
+BAD_LABEL, BAD_NUMBER = "gtFine/train/*/*_labelIds.png", 1
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +41,12 @@ def shared(
 ) -> tuple[Path, list[Ended]]:
     """Folder and ranks of one start in which several trainings have ended."""
     out = tmp_path_factory.mktemp("shared")
+    root = generate(out / "bad_scenes", seed=1, train=5, val=2, size_hw=(48, 96))
+    path = sorted(root.glob(BAD_LABEL))[BAD_NUMBER]
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert label is not None
+    label[:] = 77
+    cv2.imwrite(str(path), label)
     program = Path(endings_program.__file__)
     return out, run_ranks(side.name, "share", out, str(scenes), program=program)
 
@@ -136,6 +145,22 @@ def test_a_checkpoint_that_rank_0_refuses_ends_both(shared: tuple[Path, list[End
     assert (last["kind"], last["iteration"]) == ("not_finite", BAD_ITERATION + 1)
     assert BAD_BUFFER in last["message"]
     assert newest(shared[0] / "buffer") == BAD_ITERATION - 1
+
+
+def test_what_one_rank_cannot_read_ends_both(shared: tuple[Path, list[Ended]]) -> None:
+    """Both know why, none takes the other for lost, and what was done is saved."""
+    assert codes(shared, "data") == [2, 2]
+    out, ranks = shared
+    last = log_rows(out / "data")[-1]
+    path = sorted((out / "bad_scenes").glob(BAD_LABEL))[BAD_NUMBER]
+    assert (last["kind"], last["file"]) == ("data_failed", str(path))
+    assert "label value 77" in last["message"]
+    for number, rank in enumerate(ranks):
+        assert "out of memory" not in rank.output
+        told = f"error: rank {last['rank']} failed to read its data: {path}: "
+        own = f"error: {path}: "
+        assert (own if number == last["rank"] else told) in rank.output
+    assert last["iteration"] == 0 or newest(out / "data") == last["iteration"]
 
 
 # ---- under the launcher --------------------------------------------------------------------------

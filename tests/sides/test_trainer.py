@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.checkpoint_store import Checkpoint
 from common.config import Config
 from common.errors import ConfigError
-from common.stopping import NotFiniteError
+from common.stopping import MAX_SKIPPED, NotFiniteError
 from common.weights import read_weights
 
 CLASSES, SIZE = 5, (32, 64)
@@ -314,3 +314,80 @@ def test_why_paddle_is_refused_there(side: Any, level: str) -> None:
         assert conv2d(x, weight).dtype == paddle.float32
     with pytest.raises(RuntimeError, match=r"conv2d.*is not registered"):
         conv2d(x.astype("bfloat16"), weight.astype("bfloat16"))
+
+
+# ---- what is not finite, with everything else in order -------------------------------------------
+def test_the_first_bad_layer_is_looked_for_with_the_same_dropout(
+    side: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, seen = train.trainer.Trainer(config(train={"accumulate": 2}), device="cpu"), []
+    forward = trainer.amp.forward
+
+    def recorded(image: Any) -> dict[str, Any]:
+        outputs = forward(image)
+        seen.append(side.backend.to_numpy(outputs["main"]))
+        return outputs
+
+    def first_bad_layer(_model: Any, run: Any, *, image: Any) -> tuple[int, str]:  # noqa: ARG001
+        run()
+        return 0, "looked for"
+
+    monkeypatch.setattr(trainer.amp, "forward", recorded)
+    monkeypatch.setattr(train.trainer, "first_bad_layer", first_bad_layer)
+    _replace_loss(trainer, monkeypatch, lambda total: total * float("nan"))
+    with pytest.raises(NotFiniteError, match="looked for"):
+        trainer.step([batch(side, 1), batch(side, 2)])
+    first, second, first_again, second_again = seen
+    np.testing.assert_array_equal(first_again, first)
+    np.testing.assert_array_equal(second_again, second)
+    # and there is dropout: with the generator as it stands it is another one
+    other = forward(trainer.image(batch(side, 1)))["main"]
+    assert not np.array_equal(side.backend.to_numpy(other), first)
+
+
+def _replace_loss(trainer: Any, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Put the mean of the logits in the place of the loss, changed."""
+
+    def loss(logits: dict[str, Any], _label: Any) -> dict[str, Any]:
+        return {"total": change(logits["main"].mean())}
+
+    monkeypatch.setattr(trainer, "loss", loss)
+
+
+def _with_an_endless_gradient(total: Any) -> Any:
+    """Return 0; its gradient is inf * 0, which is NaN."""
+    return (total * 0.0) ** 0.5
+
+
+def test_a_gradient_that_is_not_finite_stops(
+    side: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss alone would tell nothing: it is 0."""
+    trainer = train.trainer.Trainer(config(), device="cpu")
+    before = weights(side, trainer)
+    parameters = side.backend.trainable_parameters(trainer.model)
+    _replace_loss(trainer, monkeypatch, _with_an_endless_gradient)
+    with pytest.raises(NotFiniteError, match="the gradient of iteration 1 is not finite") as caught:
+        trainer.step([batch(side, 1)])
+    assert "total 0" in str(caught.value)
+    assert trainer.iteration == 0
+    after = weights(side, trainer)
+    for name in parameters:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_a_scaler_may_not_skip_for_ever(
+    side: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scaler needs a GPU; here its part, to skip the step, is played."""
+    trainer = train.trainer.Trainer(config(), device="cpu")
+    trainer.step([batch(side, 1)])
+    monkeypatch.setattr(trainer.amp, "scaled", True)
+    monkeypatch.setattr(trainer.amp, "step", lambda: None)
+    assert trainer.skipped.limit == MAX_SKIPPED
+    trainer.skipped.limit = 2
+    _replace_loss(trainer, monkeypatch, _with_an_endless_gradient)
+    assert all(np.isnan(trainer.step([batch(side, 1)]).grad_norm) for _ in range(2))
+    with pytest.raises(NotFiniteError, match="nor was it in the 2 steps before"):
+        trainer.step([batch(side, 1)])
+    assert trainer.iteration == 3
