@@ -98,7 +98,7 @@ def _provenance(outcome: Outcome) -> dict[str, Any]:
         **({"inject": wrong} if options.inject else {}),
         "config_digest": outcome.config.digest(),
         "recipe_digest": outcome.config.recipe_digest(),
-        "code_digest": code_digest(),
+        "code_digest": _code(outcome),
         "commit": git_commit(),
         "command": options.command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -110,6 +110,13 @@ def _provenance(outcome: Outcome) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": versions,
     }
+
+
+def _code(outcome: Outcome) -> str:
+    """Return the digest of the code that was run; of code edited meanwhile nobody can tell."""
+    if outcome.code == code_digest():
+        return outcome.code
+    return f"changed during the run, which began with {outcome.code}"
 
 
 def _step_log(results: Sequence[Result], head: dict[str, Any], options: Options) -> str:

@@ -13,6 +13,7 @@ from common.config import Config
 from common.datasets import load_samples
 from common.errors import ConfigError, InputError
 from common.files import scratch_folder, write_text
+from common.provenance import code_digest
 from common.weights import read_weights
 from fake_data import scenes
 from pipeline.chaos import perturbation_rows
@@ -66,6 +67,8 @@ class Outcome:
     options: Options
     results: list[Result]
     seconds: float = 0.0
+    code: str = field(default_factory=code_digest)
+    """Digest of the code when the recorders were started."""
     peak_mib: dict[str, int] = field(default_factory=dict[str, int])
     artefacts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Arrays for the reprod_log files: name -> side -> array."""
@@ -161,6 +164,7 @@ def verify_all(
         InputError: data, weights or folders cannot be used, found here or by a recorder.
     """
     outcomes: list[Outcome] = []
+    code = code_digest()
     with scratch_folder(logs, prefix="records.") as work:
         prepared = [
             _prepare(config, options, work / str(number))
@@ -181,7 +185,7 @@ def verify_all(
         with Recording(sides, work=work, logs=logs, device=device, progress=progress) as recording:
             for (config, job), (_, options) in zip(prepared, experiments, strict=True):
                 started = time.perf_counter()
-                outcome = Outcome(config, options, [])
+                outcome = Outcome(config, options, [], code=code)
                 Judging(recording, outcome, job).run()
                 failing = any(r.rows and not r.verdict.passed for r in outcome.results)
                 place = work / f"kept{len(scenes)}"

@@ -189,6 +189,12 @@ def test_steps_judged_by_a_users_weights_stay_together(tmp_path: Path) -> None:
     assert "== loss in float32: PASS ==" in text
 
 
+def test_code_that_was_edited_during_the_run_is_not_vouched_for(tmp_path: Path) -> None:
+    write_reports(replace(outcome_of([result(PASSING)], tmp_path), code="0123"))
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["code_digest"] == "changed during the run, which began with 0123"
+
+
 def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
     written([result(OFF, verdict=Verdict.FAIL)], tmp_path)
     summary, suite = written([result(PASSING)], tmp_path)
