@@ -24,10 +24,11 @@ from pipeline.faults import FAULTS, Fault
 from pipeline.findings import AuditOutcome, Finding
 from pipeline.inputs import prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
+from pipeline.outcome import Options
 from pipeline.record import Job, Run
 from pipeline.recording import Progress, Recording
 from pipeline.records import has_record, read_record, record_name
-from pipeline.runner import Options, resolve_data
+from pipeline.runner import resolve_data
 from pipeline.steps import SIDES, STEPS, Dtype, Side, Step, step_named
 from pipeline.training import floor_part
 from pipeline.verdicts import Verdict, matching

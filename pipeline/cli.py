@@ -52,11 +52,12 @@ from pipeline.display import (
     report_reprod,
     result_table,
 )
+from pipeline.outcome import Options
 from pipeline.page.index import FILE as INDEX
 from pipeline.page.index import refresh_index, write_index
 from pipeline.report import worst_verdict, write_reports
 from pipeline.reprod import remove_artefacts, write_artefacts
-from pipeline.runner import Options, selected_steps, verify, verify_all
+from pipeline.runner import selected_steps, verify, verify_all
 from pipeline.steps import STEP_NAMES
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from pipeline.blame_lines import blame_lines
 from pipeline.judge import Result
+from pipeline.outcome import Outcome
 from pipeline.report import headline, one_row_per_tensor, worst_verdict
-from pipeline.runner import Outcome
 from pipeline.steps import SIDES
 from pipeline.verdicts import Verdict
 

@@ -18,9 +18,9 @@ from pipeline.blame_lines import blame_lines, blame_summary
 from pipeline.evidence import FILE as EVIDENCE
 from pipeline.evidence import write_evidence
 from pipeline.judge import Result
+from pipeline.outcome import Options, Outcome
 from pipeline.page.report_page import write_page
 from pipeline.rounding import CROSS_FACTOR
-from pipeline.runner import Options, Outcome
 from pipeline.step_logs import kinds_line
 from pipeline.steps import SIDES, Step
 from pipeline.verdicts import Row, Verdict, bound_for, one_row_per_tensor, tensor_of

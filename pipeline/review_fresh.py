@@ -23,8 +23,9 @@ from common.parity_gate import differences
 from common.provenance import code_digest, committed_code_digest
 from pipeline.catalogue import FAMILY_OVERRIDES
 from pipeline.inputs import DATA_STEPS, data_digest, prepare_inputs
+from pipeline.outcome import Options
 from pipeline.review_evidence import Check, Evidence, judged
-from pipeline.runner import Options, resolve_data
+from pipeline.runner import resolve_data
 from pipeline.steps import SIDES, STEP_NAMES
 
 DATA_SET = "(data set)"

@@ -5,8 +5,8 @@ from typing import Any
 
 from common.config import Config
 from pipeline.judge import Result
+from pipeline.outcome import Options, Outcome
 from pipeline.report import write_reports
-from pipeline.runner import Options, Outcome
 from pipeline.steps import STEPS
 from pipeline.verdicts import Verdict
 

@@ -18,9 +18,9 @@ from pipeline.differences import Array
 from pipeline.evidence import Collector
 from pipeline.failure import Hint
 from pipeline.judge import Result, compare_float32, compare_float64
+from pipeline.outcome import Options, Outcome
 from pipeline.records import record_name, write_arrays, write_record
 from pipeline.report import write_reports
-from pipeline.runner import Options, Outcome
 from pipeline.steps import step_named
 from pipeline.verdicts import overall
 

@@ -19,12 +19,12 @@ from common.files import file_digest
 from common.provenance import ROOT, code_digest
 from pipeline import chain, report
 from pipeline.judge import Result
+from pipeline.outcome import Options, Outcome
 from pipeline.report import write_reports
 from pipeline.reprod import WANTED
 from pipeline.review_fresh import DATA_SET, Tree
 from pipeline.review_values import KINDS, TRAINABLE
 from pipeline.rounding import CROSS_FACTOR, ULP
-from pipeline.runner import Options, Outcome
 from pipeline.steps import SIDES, STEP_NAMES, STEPS, Step
 from pipeline.verdicts import Row, Verdict, bound_for
 

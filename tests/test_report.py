@@ -16,6 +16,7 @@ from common.errors import InputError
 from common.provenance import code_digest
 from pipeline.diagnose import first_divergence
 from pipeline.judge import Result
+from pipeline.outcome import Options, Outcome
 from pipeline.report import (
     finite,
     headline,
@@ -24,7 +25,6 @@ from pipeline.report import (
     worst_verdict,
     write_reports,
 )
-from pipeline.runner import Options, Outcome
 from pipeline.steps import step_named, with_given_weights
 from pipeline.verdicts import Row, Verdict
 

@@ -14,9 +14,9 @@ from common.errors import InputError
 from pipeline import report
 from pipeline.cli import app
 from pipeline.judge import Result
+from pipeline.outcome import Options, Outcome
 from pipeline.report import write_reports
 from pipeline.run_diff import Changed, RunDiff, StepDiff, as_json, compare_runs
-from pipeline.runner import Options, Outcome
 from pipeline.steps import SIDES, step_named
 from pipeline.verdicts import Row, Verdict
 

@@ -8,8 +8,8 @@ from reviewed_logs import CONFIG
 
 from pipeline import chain
 from pipeline.judge import Result
+from pipeline.outcome import Options, Outcome
 from pipeline.report import write_reports
-from pipeline.runner import Options, Outcome
 from pipeline.step_logs import count_kinds, kind_of, parse_step_log, read_step_log
 from pipeline.steps import step_named
 from pipeline.verdicts import Row, Verdict

@@ -13,7 +13,8 @@ from pathlib import Path
 from common.config import Config, load_config
 from pipeline.catalogue import FAMILY
 from pipeline.inputs import DATA_STEPS
-from pipeline.runner import Options, resolve_data
+from pipeline.outcome import Options
+from pipeline.runner import resolve_data
 from pipeline.steps import Dtype
 
 SMALL = (

@@ -11,7 +11,7 @@ from commands import CAMVID, CITYSCAPES, Mistake
 
 from common.weights import write_weights
 from pipeline import cli
-from pipeline.runner import Options
+from pipeline.outcome import Options
 from pipeline.steps import STEP_NAMES
 
 

@@ -11,11 +11,8 @@ import pytest
 from fake_recorder import PYTHON, RECORDER, ROOT, Play
 
 from common.config import Config, load_config
-from pipeline.runner import (
-    Options,
-    Outcome,
-    verify,
-)
+from pipeline.outcome import Options, Outcome
+from pipeline.runner import verify
 
 SMALL = ("verify.image_hw=[32,64]", "verify.batch_size=1")
 

@@ -4,9 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.runner import (
-    Outcome,
-)
+from pipeline.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

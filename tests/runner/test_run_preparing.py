@@ -11,13 +11,9 @@ from common.errors import ConfigError, DataError, InputError, WeightsError
 from fake_data import scenes
 from pipeline import inputs
 from pipeline.inputs import data_digest
+from pipeline.outcome import Options
 from pipeline.recording import recorder_environment
-from pipeline.runner import (
-    Options,
-    resolve_data,
-    selected_steps,
-    verify,
-)
+from pipeline.runner import resolve_data, selected_steps, verify
 from pipeline.steps import STEP_NAMES
 
 

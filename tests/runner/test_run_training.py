@@ -6,10 +6,8 @@ import pytest
 from fake_recorder import Play, verdicts
 
 from common.config import Config
-from pipeline.runner import (
-    Outcome,
-    snapshot_parts,
-)
+from pipeline.judging import snapshot_parts
+from pipeline.outcome import Outcome
 from pipeline.verdicts import Verdict
 
 TRAINING = """

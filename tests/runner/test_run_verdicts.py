@@ -10,10 +10,7 @@ from fake_recorder import EVERYTHING, Play, verdicts
 
 from common.config import Config
 from pipeline.judge import Result
-from pipeline.runner import (
-    Options,
-    Outcome,
-)
+from pipeline.outcome import Options, Outcome
 from pipeline.steps import step_named
 from pipeline.verdicts import Verdict
 
