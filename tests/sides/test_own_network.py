@@ -264,10 +264,10 @@ def test_a_training_starts_from_all_weights_or_says_what_is_wrong(
 
 def test_an_evaluation_loads_what_a_training_has_saved(side: Any, tmp_path: Path) -> None:
     path, config = tmp_path / "w.safetensors", MINIMAL / "minimal.yml"
-    settings = parse_settings(["--config", str(config), "--weights", str(path)])
     model = build(side, f"{MINIMAL}/{side.name}_model.py:Minimal", classes=19)
     own = side.backend.state_arrays(model)
     write_weights(path, rules.rule_state({name: array.shape for name, array in own.items()}))
+    settings = parse_settings(["--config", str(config), "--weights", str(path)])
     checkpoints = importlib.import_module(f"for_{side.name}.checkpoints")
     loaded = load_model(
         SimpleNamespace(backend=side.backend, models=side.models, checkpoints=checkpoints), settings
