@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from paddle import Tensor
 
 from common.config import Config
 from common.pictures import prediction_picture

@@ -58,8 +58,6 @@ def parse_settings(arguments: Sequence[str]) -> EvalSettings:
         value = getattr(words, option)
         if value is not None and value < 1:
             raise InputError(f"--{option} {value}: expected at least 1")
-    if not words.weights.exists():
-        raise InputError(f"--weights {words.weights}: no such file")
     if words.worst < 0:
         raise InputError(f"--worst {words.worst}: expected 0 or more pictures")
     pixels = GPU_PIXELS if words.device == "gpu" else CPU_PIXELS

@@ -23,7 +23,7 @@ from common.classes import CLASS_TABLES
 from common.config import Config
 from common.cpu_kernels import share_cores, usable_cores
 from common.datasets import Sample, load_samples, read_sample
-from common.errors import DataError
+from common.errors import DataError, InputError
 from common.eval_weights import main_weights
 from common.files import file_digest, scratch_folder, write_text
 from common.iou import image_mean_iou
@@ -80,6 +80,8 @@ def run(settings: EvalSettings) -> int:
     Raises:
         InputError: weights, data or output folder cannot be used.
     """
+    if not settings.weights.exists():
+        raise InputError(f"--weights {settings.weights}: no such file")
     if settings.framework == "paddle":
         share_cores(os.environ, cores=usable_cores())
     modules = {m: importlib.import_module(f"for_{settings.framework}.{m}") for m in MODULES}

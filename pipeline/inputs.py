@@ -43,7 +43,8 @@ def prepare_inputs(
     for step in steps:
         if step in makers:
             arrays = makers[step](config)
-            if step == "forward":
+            # a run has always a data set (resolve_data); a probe by itself needs none
+            if step == "forward" and config.data.root.is_dir():
                 arrays |= _frames(config, real=real_frames)
             write_arrays(folder / f"{step}.npz", arrays)
 

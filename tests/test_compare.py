@@ -280,11 +280,14 @@ def test_the_first_matching_bound_and_the_allowances_count() -> None:
         ([Verdict.MISSING, Verdict.FAIL, Verdict.PASS], Verdict.FAIL),
         ([Verdict.FAIL, Verdict.ERROR], Verdict.ERROR),
         ([Verdict.PASS, Verdict.NOT_RUN], Verdict.NOT_RUN),
+        ([Verdict.PASS, Verdict.WAIVED], Verdict.WITH_WAIVERS),
+        ([Verdict.WAIVED, Verdict.FAIL], Verdict.FAIL),
     ],
 )
 def test_the_gravest_verdict_counts(found: list[Verdict], expected: Verdict) -> None:
     assert overall([Row("k", verdict) for verdict in found]) is expected
-    assert [verdict for verdict in Verdict if verdict.passed] == [Verdict.PASS]
+    passed = [Verdict.PASS, Verdict.WAIVED, Verdict.WITH_WAIVERS]
+    assert [verdict for verdict in Verdict if verdict.passed] == passed
 
 
 def test_failures_are_graver_than_any_passing_row() -> None:

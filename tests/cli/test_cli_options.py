@@ -46,7 +46,7 @@ def test_a_wrong_option_is_one_message(mistake: Mistake, words: list[str], expec
         (["--config"], "requires an argument"),
         (["--steps", "loss"], "expected either --config FILE or --all"),
         (["--config", "c.yml", "--all"], "expected either --config FILE or --all"),
-        (["--all", "--json"], "--json and --weights are for one configuration"),
+        (["--all", "--json"], "--json, --weights and --waivers are for one configuration"),
         (["--config", "c.yml", "--speed", "9"], "No such option"),
     ],
 )
