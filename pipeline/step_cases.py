@@ -40,13 +40,32 @@ def step_cases(
     """
     if result.step.name not in _BUILDERS or result.verdict.passed:
         return []
-    maker = CaseMaker(result, pair[0].arrays, pair[1].arrays, inputs, config)
+    step = result.step.name
+    reference, actual = (
+        {key: array for key, array in record.arrays.items() if _is_of_recipe(step, key, inputs)}
+        for record in pair
+    )
+    maker = CaseMaker(result, reference, actual, inputs, config)
+    rows = [row for row in failing_rows(result, pair) if row.key in reference]
     cases: list[FailureCase] = []
-    for case in _BUILDERS[result.step.name](maker, failing_rows(result, pair)):
+    for case in _BUILDERS[step](maker, rows):
         cases.append(case)
         if len(cases) == CASES:
             break
     return cases
+
+
+def _is_of_recipe(step: str, key: str, inputs: Mapping[str, Array]) -> bool:
+    """Tell whether a tensor is of the configuration's own recipe.
+
+    What a recipe does not reach (pipeline/branches.py: other rules, a device's arithmetic) is
+    computed from inputs and options that no case holds.
+    """
+    folder, *rest = key.split("/")
+    if step in ("loss", "metric"):
+        return folder == "frames" or f"{folder}/label" in inputs
+    # options/<group>/<option>; those of other recipes and of the dropout layers lie deeper
+    return step != "lr_schedule" or folder != "options" or len(rest) == 2
 
 
 def failing_rows(result: Result, pair: Sequence[Record]) -> list[Row]:

@@ -180,6 +180,22 @@ def test_a_wrong_weight_is_a_case_of_the_total_and_of_the_gradient(
         assert relations(hints_of(case, tmp_path))[:1] == ["term-weight"]
 
 
+def test_what_the_recipe_does_not_reach_is_no_case(config: Config, tmp_path: Path) -> None:
+    inputs = loss_inputs()
+    other = {"rule/n_min/host/mixed/loss/main": np.asarray(1.0), "detail/x/mixed/loss": np.ones(1)}
+    right = loss_record(inputs, config) | other
+    wrong = loss_record(inputs, config, weights={"aux32": 0.5}) | {k: 2 * other[k] for k in other}
+    cases = cases_of("loss", right, wrong, config, inputs)
+    assert [case.key for case in cases] == ["mixed/loss/total", "mixed/grad/aux32"]
+    assert relations(hints_of(cases[0], tmp_path))[:1] == ["term-weight"]
+    rates = {"options/other/decay/lr_mult": np.asarray(2.0), "options/dropout/x/p": np.asarray(0.1)}
+    right = schedule_record(config) | rates
+    wrong = schedule_record(config, shift=1) | {k: 2 * rates[k] for k in rates}
+    cases = cases_of("lr_schedule", right, wrong, config)
+    assert cases
+    assert all(case.kind == "series" for case in cases)
+
+
 def test_swapped_gradients_bring_the_other_heads_along(config: Config, tmp_path: Path) -> None:
     inputs = loss_inputs()
     right = loss_record(inputs, config)
