@@ -1,5 +1,7 @@
 """The verifier verifies itself: every deliberate fault must be caught in its step, at its place.
 
+Where a relation fits, it must be named as the explanation, too (fault_exams.py).
+
 Torch records each step once. Paddle records a step once per fault, in one process, and at the end
 every step without a fault: that run must pass, or a patch has leaked.
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.config import Config
@@ -20,8 +22,9 @@ from common.errors import ConfigError
 from common.files import scratch_folder, write_text
 from common.provenance import code_digest, git_commit
 from pipeline.chaos import perturbation_rows
+from pipeline.fault_exams import FaultExams
 from pipeline.faults import FAULTS, Fault
-from pipeline.findings import AuditOutcome, Finding
+from pipeline.findings import AuditOutcome, Explanation, Finding
 from pipeline.inputs import prepare_inputs
 from pipeline.judge import Result, compare_float32, compare_float64, judge
 from pipeline.outcome import Options
@@ -58,18 +61,33 @@ def select_faults(names: str, *, models: Sequence[str]) -> list[Fault]:
 
 
 def audit(
-    configs: Sequence[Config], faults: Sequence[Fault], *, folder: Path, progress: Progress
+    configs: Sequence[Config],
+    faults: Sequence[Fault],
+    *,
+    folder: Path,
+    progress: Progress,
+    explain: bool = True,
 ) -> AuditOutcome:
-    """Record every fault and judge it against its network's one Torch record of the step."""
+    """Record every fault and judge it against its network's one Torch record of the step.
+
+    Args:
+        configs: one per network.
+        faults: what to put in.
+        folder: for the recorders' logs and, meanwhile, the records.
+        progress: told about every event.
+        explain: whether each must be explained, too.
+    """
     started = time.perf_counter()
     parts: list[_Part] = []
     with scratch_folder(folder, prefix="audit.") as work:
         for config in configs:
             own = [fault for fault in faults if fault.model == config.model.name]
             if own:
-                parts.append(_Part(_shortened(config, folder), own, work / config.model.name))
+                parts.append(
+                    _Part(_shortened(config, folder), own, work / config.model.name, explain)
+                )
         jobs: dict[Side, list[Job]] = {
-            "torch": [part.job() for part in parts],
+            "torch": [part.torch_job() for part in parts],
             "paddle": [part.job_with_faults() for part in parts],
         }
         with Recording(jobs, work=work, logs=folder, device="cpu", progress=progress) as recording:
@@ -77,6 +95,9 @@ def audit(
                 recording.pump(0.5)
                 for part in parts:
                     part.judge_recorded()
+                if recording.ended.get("torch") not in (None, 0, 3):
+                    # killed: Paddle must not wait for what will never be recorded
+                    break
         findings = [finding for part in parts for finding in part.findings()]
         clean = {key: verdict for part in parts for key, verdict in part.clean().items()}
     head = {"commit": git_commit(), "code_digest": code_digest()}
@@ -108,8 +129,8 @@ def narrow(fault: Fault) -> bool:
 class _Part:
     """The faults of one network."""
 
-    def __init__(self, config: Config, faults: Sequence[Fault], work: Path) -> None:
-        self.config, self.faults, self.work = config, faults, work
+    def __init__(self, config: Config, faults: Sequence[Fault], work: Path, explain: bool) -> None:
+        self.config, self.faults, self.work, self.explain = config, faults, work, explain
         self.found: dict[str, Finding] = {}
         self.narrow: dict[str, list[str]] = {}
         """Faults that float32 alone shows, by step."""
@@ -126,9 +147,16 @@ class _Part:
         names = [step.name for step in steps]
         prepare_inputs(work / "inputs", config, steps=names, real_frames=False)
         write_text(work / "config.yml", config.dump_yaml())
+        examined = [(fault, shown_in(fault)) for fault in faults if explain]
+        self.exams = FaultExams(config, work, examined)
+
+    def torch_job(self) -> Job:
+        """Return the job without faults, and the passes that explain them."""
+        job = self.job()
+        return job.model_copy(update={"runs": [*job.runs, *self.exams.torch_runs()]})
 
     def job(self) -> Job:
-        """Return the job without faults, which is all that Torch records."""
+        """Return the job without faults."""
         return Job(
             name=self.config.model.name,
             config=self.work / "config.yml",
@@ -142,15 +170,11 @@ class _Part:
             Run(step=step, dtype="float64", fault=",".join(names), folder=self.wide(step))
             for step, names in self.narrow.items()
         ]
-        alone = [
-            Run(
-                step=fault.step,
-                dtype=shown_in(fault),
-                fault=fault.name,
-                folder=self.work / fault.name,
-            )
-            for fault in self.faults
-        ]
+        alone: list[Run] = []
+        for fault in self.faults:
+            folder, dtype = self.work / fault.name, shown_in(fault)
+            alone.append(Run(step=fault.step, dtype=dtype, fault=fault.name, folder=folder))
+            alone += self.exams.paddle_runs(fault)
         job = self.job()
         return job.model_copy(update={"runs": [*together, *alone, *job.runs]})
 
@@ -163,20 +187,23 @@ class _Part:
         for fault in self.faults:
             if fault.name not in self.found and self._is_recorded(fault):
                 self.found[fault.name] = self._finding(fault)
+        if len(self.found) == len(self.faults):
+            shutil.rmtree(self.work / "exams", ignore_errors=True)
 
     def _is_recorded(self, fault: Fault) -> bool:
         needed = [(shown_in(fault), self.work / fault.name)]
         if narrow(fault):
             needed.append(("float64", self.wide(fault.step)))
-        return all(
+        return self.exams.is_recorded(fault) and all(
             has_record(place, record_name(fault.step, dtype, side))
             for dtype, folder in needed
             for place, side in zip((self.work, folder), SIDES, strict=True)
         )
 
     def _finding(self, fault: Fault) -> Finding:
+        explain = self._explain if self.explain else None
         if not narrow(fault):
-            return finding_of(fault, self.work, self.config)
+            return finding_of(fault, self.work, self.config, explain=explain)
         wide = self.wide(fault.step)
         if fault.step not in self.wrong_wide:
             # what float64 sees proves nothing about the float32 rule
@@ -186,7 +213,14 @@ class _Part:
             text = result.divergence.text if result.divergence else result.message
             self.wrong_wide[fault.step] = "" if result.verdict.passed else text
         wrong = self.wrong_wide[fault.step]
-        return finding_of(fault, self.work, self.config, floor=wide, wrong_wide=wrong)
+        return finding_of(
+            fault, self.work, self.config, floor=wide, wrong_wide=wrong, explain=explain
+        )
+
+    def _explain(self, fault: Fault, result: Result) -> Explanation:
+        if result.verdict.passed or result.verdict is Verdict.ERROR:
+            return Explanation(blamed="")
+        return self.exams.explain(fault, result)
 
     def findings(self) -> list[Finding]:
         """Return what became of every fault; one without a record is judged as it is."""
@@ -244,7 +278,13 @@ def judge_folders(
 
 
 def finding_of(
-    fault: Fault, work: Path, config: Config, *, floor: Path | None = None, wrong_wide: str = ""
+    fault: Fault,
+    work: Path,
+    config: Config,
+    *,
+    floor: Path | None = None,
+    wrong_wide: str = "",
+    explain: Callable[[Fault, Result], Explanation] | None = None,
 ) -> Finding:
     """Judge a fault by its records, and delete them.
 
@@ -254,11 +294,13 @@ def finding_of(
         config: of both.
         floor: see judge_folders.
         wrong_wide: for a fault of float32 alone, what float64 says about it: it should be silent.
+        explain: says what explains a result; without it no explanation is asked for.
     """
     dtype = shown_in(fault)
     result = judge_folders(
         step_named(fault.step), dtype, work, work / fault.name, config=config, floor=floor
     )
+    why = explain(fault, result) if explain is not None else None
     shutil.rmtree(work / fault.name, ignore_errors=True)
     found = result.divergence.key if result.divergence else ""
     text = result.divergence.text if result.divergence else result.message
@@ -280,4 +322,8 @@ def finding_of(
         and matching(fault.where, found),
         relative=row.relative if row else 0.0,
         rounding=row.self_ratio if row else None,
+        why=fault.why,
+        blamed=why.blamed if why else "",
+        explanation=why.relation if why else None,
+        residual=why.residual if why else None,
     )

@@ -259,6 +259,9 @@ def audit_command(
     list_only: Annotated[
         bool, typer.Option("--list", help="List the faults (--source: the changes) and stop.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option(help="Ask for each fault's explanation too, which takes longer.")
+    ] = True,
     source: Annotated[
         bool, typer.Option("--source", help="Change the source of for_paddle/, place by place.")
     ] = False,
@@ -301,7 +304,7 @@ def audit_command(
             console.print(line, highlight=False)
         return
     with Display(console, many=family) as show:
-        outcome = audit(loaded, chosen, folder=folder, progress=show.on_event)
+        outcome = audit(loaded, chosen, folder=folder, progress=show.on_event, explain=explain)
     text = matrix_text(outcome)
     write_text(folder / "audit.log", text)
     write_text(folder / "audit.json", json.dumps(outcome.as_json(), indent=1) + "\n")

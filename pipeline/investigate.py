@@ -273,6 +273,36 @@ def forced_traces(scene: Scene, step: str, dtype: str, exam: Exam) -> Traces:
         for side in SIDES:
             runs[side].append(("float64", wide, by))
     scene.examine(step, runs)
+    own_pair = scene.config.model.pair
+    return read_traces(
+        step,
+        dtype,
+        own=own,
+        forced=forced,
+        wide=(wide, wide) if dtype == "float32" else None,
+        cancelled=own_pair.cancelled if own_pair is not None else (),
+    )
+
+
+def read_traces(
+    step: str,
+    dtype: str,
+    *,
+    own: Path,
+    forced: Path,
+    wide: tuple[Path, Path] | None,
+    cancelled: tuple[str, ...] = (),
+) -> Traces:
+    """Read a recorded and a forced pass.
+
+    Args:
+        step: what was examined.
+        dtype: the dtype that fails.
+        own: folder of Torch's record.
+        forced: folder of Paddle's.
+        wide: of float32, the folders of both in float64.
+        cancelled: see Traces.
+    """
     torch = unpack(read_record(own, record_name(step, dtype, "torch")).arrays)
 
     def forced_trace(folder: Path, side: Side, kept: str) -> TraceRecord:
@@ -280,8 +310,9 @@ def forced_traces(scene: Scene, step: str, dtype: str, exam: Exam) -> Traces:
         return unpack(arrays, reference=torch.arrays)
 
     pair = None
-    if dtype == "float32":
-        pair = (forced_trace(wide, "torch", "float64"), forced_trace(wide, "paddle", "float64"))
-    own_pair = scene.config.model.pair
-    cancelled = own_pair.cancelled if own_pair is not None else ()
+    if wide is not None:
+        pair = (
+            forced_trace(wide[0], "torch", "float64"),
+            forced_trace(wide[1], "paddle", "float64"),
+        )
     return Traces(torch, forced_trace(forced, "paddle", dtype), pair, cancelled)

@@ -302,5 +302,7 @@ def audit_problems(content: Mapping[str, Any], digests: Iterable[str]) -> Iterat
     for finding in content.get("findings", []):
         if isinstance(finding, dict) and finding.get("caught") is not True:
             yield f"{finding.get('fault')} of {finding.get('model')} was not caught"
+        elif isinstance(finding, dict) and finding.get("explained") is False:
+            yield f"{finding.get('fault')} of {finding.get('model')} was explained wrongly"
     if content.get("code_digest") not in set(digests):
         yield f"stale: audited with {str(content.get('code_digest'))[:12]}"

@@ -17,7 +17,8 @@ from common.config import Config, load_config
 from common.errors import ConfigError
 from pipeline.audit import finding_of, judge_folders, narrow, select_faults, shown_in
 from pipeline.faults import FAULTS, Fault, fault_named, inject
-from pipeline.findings import AuditOutcome, Finding, matrix_text
+from pipeline.findings import AuditOutcome, Explanation, Finding, matrix_text
+from pipeline.judge import Result
 from pipeline.records import record_name, write_record
 from pipeline.steps import SIDES, STEP_NAMES, STEPS, step_named
 from pipeline.verdicts import Verdict
@@ -227,6 +228,8 @@ CAUGHT = Finding(
     0.5,
 )
 SURVIVED = replace(CAUGHT, fault="b", found="", text="", caught=False, relative=0.0)
+EXPLAINED = replace(CAUGHT, why="term-weight", explanation="term-weight", residual=3e-17)
+MISJUDGED = replace(EXPLAINED, fault="c", explanation="dropped-term", blamed="term total")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,12 @@ SURVIVED = replace(CAUGHT, fault="b", found="", text="", caught=False, relative=
     [
         ((CAUGHT, CAUGHT), {"bisenetv1 loss": "PASS"}, 0),
         ((CAUGHT, SURVIVED), {"bisenetv1 loss": "PASS"}, 1),
+        ((CAUGHT, EXPLAINED), {"bisenetv1 loss": "PASS"}, 0),
+        ((EXPLAINED, MISJUDGED), {"bisenetv1 loss": "PASS"}, 1),
+        # nothing was found, where something should be
+        ((replace(EXPLAINED, explanation=""),), {"bisenetv1 loss": "PASS"}, 1),
+        # nothing was asked
+        ((replace(EXPLAINED, explanation=None),), {"bisenetv1 loss": "PASS"}, 0),
         ((CAUGHT,), {"loss": "FAIL"}, 1),
         ((CAUGHT,), {"loss": "PASS", "data": "VACUOUS"}, 1),
         ((CAUGHT,), {"loss": "PASS", "data": "ERROR"}, 3),
@@ -259,8 +268,43 @@ def test_survivors_are_told_first() -> None:
     assert [f["fault"] for f in json.loads(json.dumps(outcome.as_json()))["findings"]] == ["a", "b"]
 
 
+def test_wrong_explanations_are_told_next() -> None:
+    findings = (EXPLAINED, MISJUDGED, SURVIVED)
+    outcome = AuditOutcome(findings, {"bisenetv1 loss": "PASS"}, {"commit": "c"}, 61.2)
+    lines = matrix_text(outcome).splitlines()
+    verdicts = ("caught", "SURVIVED", "MISJUDGED")
+    told = [line.split()[0] for line in lines if line.startswith(verdicts)]
+    assert told == ["SURVIVED", "MISJUDGED", "caught"]
+    assert any("expected the explanation term-weight of: term total" in line for line in lines)
+    last = "2 of 3 faults caught, 1 of 2 with the expected explanation, 61 s"
+    assert lines[-1] == last
+    rows = outcome.as_json()["findings"]
+    assert [row["explained"] for row in rows] == [True, False, True]
+    assert [row["residual"] for row in rows] == ["3.0e-17", "3.0e-17", None]
+
+
+def test_what_explains_a_fault_is_kept(tmp_path: Path, config: Config) -> None:
+    write(tmp_path, "torch", RATES)
+    write(tmp_path / FAULT.name, "paddle", {**RATES, "lr/decay": RATES["lr/decay"] * 2})
+
+    def explain(fault: Fault, result: Result) -> Explanation:
+        # the records are still there
+        assert (fault.name, result.verdict) == (FAULT.name, Verdict.FAIL)
+        assert list((tmp_path / FAULT.name).iterdir())
+        return Explanation("rate of group decay", "lr-multiplier", 0.0)
+
+    fault = replace(FAULT, why="lr-multiplier")
+    finding = finding_of(fault, tmp_path, config, explain=explain)
+    assert (finding.caught, finding.explained, finding.blamed) == (
+        True,
+        True,
+        "rate of group decay",
+    )
+    assert not (tmp_path / FAULT.name).exists()
+
+
 def test_a_small_audit_from_end_to_end(tmp_path: Path) -> None:
-    names = ["void_as_class", "loss_weight", "log_softmax_float16"]
+    names = ["void_as_class", "loss_weight", "bias_frozen", "log_softmax_float16"]
     words = ["--faults", ",".join(names), "--out", str(tmp_path / "out")]
     words += ["--set", "verify.image_hw=[32,64]", "--set", "verify.batch_size=2"]
     done = subprocess.run(
@@ -272,12 +316,16 @@ def test_a_small_audit_from_end_to_end(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "3 of 3 faults caught" in done.stdout
+    assert "4 of 4 faults caught, 4 of 4 with the expected explanation" in done.stdout
     matrix = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert [finding["fault"] for finding in matrix["findings"]] == names
     assert all(finding["caught"] for finding in matrix["findings"])
-    assert [finding["dtype"] for finding in matrix["findings"]] == ["float64"] * 2 + ["float32"]
-    assert matrix["clean"] == {"bisenetv1 loss float64": "PASS", "bisenetv1 loss float32": "PASS"}
+    assert [finding["dtype"] for finding in matrix["findings"]] == ["float64"] * 3 + ["float32"]
+    relations = ["ignore-index", "term-weight", "detached-branch", "dtype"]
+    assert [finding["explanation"] for finding in matrix["findings"]] == relations
+    assert all(float(finding["residual"]) < 1e-6 for finding in matrix["findings"])
+    clean = ("loss float64", "loss float32", "backward float64")
+    assert matrix["clean"] == {f"bisenetv1 {run}": "PASS" for run in clean}
     assert (tmp_path / "out" / "audit.log").read_text() == done.stdout
     logs = ["audit.json", "audit.log", *(f"recorder_{side}.log" for side in sorted(SIDES))]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == logs

@@ -416,6 +416,9 @@ def test_an_audit_with_a_survivor_or_of_other_code(logs: Path) -> None:
     audit = {"code_digest": code, "findings": [finding]}
     (logs / "audit.json").write_text(json.dumps(audit))
     assert refused(logs)["fresh/audit"] == "bn_eps of bisenetv1 was not caught"
+    wrong = finding | {"caught": True, "explained": False}
+    (logs / "audit.json").write_text(json.dumps(audit | {"findings": [wrong]}))
+    assert refused(logs)["fresh/audit"] == "bn_eps of bisenetv1 was explained wrongly"
     audit = {"code_digest": "c" * 64, "findings": [finding | {"caught": True}]}
     (logs / "audit.json").write_text(json.dumps(audit))
     assert refused(logs)["fresh/audit"] == "stale: audited with cccccccccccc"

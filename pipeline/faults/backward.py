@@ -52,6 +52,7 @@ BACKWARD = (
         "buffer/cp.resnet.bn1.running_mean",
         "BatchNorm momentum 0.1 in Paddle's convention",
         _norm_forward(lambda old, _, new: old + 9 * (new - old)),
+        why="momentum-convention",
     ),
     Fault(
         "bn_biased_variance",
@@ -63,6 +64,7 @@ BACKWARD = (
             "_kernel_variance_is_biased",
             lambda _right, _side: staticmethod(lambda _device, _dtype: False),
         ),
+        why="biased-variance",
     ),
     Fault(
         "bn_buffers_frozen",
@@ -70,6 +72,7 @@ BACKWARD = (
         "buffer/cp.resnet.bn1.running_mean",
         "running statistics are not updated",
         _norm_forward(lambda old, _, new: old),
+        why="stale-running-statistics",
     ),
     Fault(
         "branch_detached",
@@ -77,6 +80,7 @@ BACKWARD = (
         "layer/sp*",
         "no gradient flows into the spatial path",
         forward_of("sp", _detached_spatial),
+        why="detached-branch",
     ),
     Fault(
         "half_gradient",
@@ -84,6 +88,7 @@ BACKWARD = (
         "layer/cp.arm32*",
         "half of a branch's gradient is detached",
         forward_of("cp.arm32", _half_gradient),
+        why="constant-factor",
     ),
     Fault(
         "bias_frozen",
@@ -91,5 +96,6 @@ BACKWARD = (
         "grad/conv_out.conv_out.bias",
         "a bias does not ask for its gradient",
         in_model(_frozen_bias),
+        why="detached-branch",
     ),
 )

@@ -125,6 +125,7 @@ _LAYERS = (
         "eval/layer/detail.S2.0.conv",
         "stride-2 convolution pads right and bottom only, as padding='same' does",
         forward_of("detail.S2.0.conv", _same_padding),
+        why="padding-side",
     ),
     _fault(
         "stem_pool_mean",
@@ -132,6 +133,7 @@ _LAYERS = (
         "eval/layer/segment.S1S2.right",
         "the stem pools the mean",
         forward_of("segment.S1S2.right", _mean_for_max),
+        why="average-for-max",
     ),
     _fault(
         "stem_concat_order",
@@ -139,6 +141,7 @@ _LAYERS = (
         "eval/layer/segment.S1S2.fuse.conv",
         "the stem concatenates the pooled features first",
         forward_of("segment.S1S2.fuse", _halves_swapped),
+        why="swapped-channels",
     ),
     _fault(
         "ge_channel_order",
@@ -146,6 +149,7 @@ _LAYERS = (
         "eval/layer/segment.S3.0.dwconv1.0",
         "outputs of the expanding depthwise convolution belong to channel k % in, not k // 6",
         forward_of("segment.S3.0.dwconv1.0", _tiled_channels),
+        why="groups",
     ),
     _fault(
         "ge_stride_in_second",
@@ -153,6 +157,7 @@ _LAYERS = (
         "eval/layer/segment.S4.0.dwconv1.0",
         "the stride sits in the second depthwise convolution",
         in_model(_stride_in_second),
+        why="stride",
     ),
     _fault(
         "ge_relu_between",
@@ -160,6 +165,7 @@ _LAYERS = (
         "eval/layer/segment.S4.0.dwconv1",
         "ReLU between the two depthwise convolutions",
         forward_of("segment.S4.0.dwconv1", then_relu),
+        why="extra-activation",
     ),
     _fault(
         "ge_relu_of_the_paper",
@@ -167,6 +173,7 @@ _LAYERS = (
         "eval/layer/segment.S3.1.dwconv.2",
         "no ReLU after the depthwise convolution, as in the paper",
         forward_of("segment.S3.1.dwconv.2", identity),
+        why="missing-activation",
     ),
     _fault(
         "ge_add_after_relu",
@@ -174,6 +181,7 @@ _LAYERS = (
         "eval/layer/segment.S4.1.relu",
         "the input is added after the activation",
         forward_of("segment.S4.1", _added_after_relu),
+        why="missing-residual",
     ),
     _fault(
         "ge_shortcut_relu",
@@ -181,6 +189,7 @@ _LAYERS = (
         "eval/layer/segment.S5_4.0.shortcut.1",
         "ReLU inside the shortcut",
         forward_of("segment.S5_4.0.shortcut.1", then_relu),
+        why="extra-activation",
     ),
     _fault(
         "ce_order",
@@ -188,6 +197,7 @@ _LAYERS = (
         "eval/layer/segment.S5_5.bn",
         "context embedding normalises after the convolution",
         forward_of("segment.S5_5", _norm_after_convolution),
+        why="other-part",
     ),
     _fault(
         "ce_features_missing",
@@ -202,6 +212,7 @@ _LAYERS = (
         "eval/layer/segment.S5_5.conv_last.relu",
         "the last convolution without activation, as in the paper",
         forward_of("segment.S5_5.conv_last.relu", identity),
+        why="missing-activation",
     ),
 )
 _HEADS = (
@@ -211,6 +222,7 @@ _HEADS = (
         "eval/layer/segment.3",
         "the deepest auxiliary head sees the context embedding",
         forward_of("segment", _after_context),
+        why="other-part",
     ),
     _fault(
         "aux_enlarged_bilinearly",
@@ -218,6 +230,7 @@ _HEADS = (
         "eval/layer/aux2.conv_out.0.0",
         "auxiliary features enlarged bilinearly",
         forward_of("aux2.conv_out.0.0", _bilinear_twice),
+        why="bilinear-for-nearest",
     ),
     _fault(
         "aux_order",
@@ -225,6 +238,7 @@ _HEADS = (
         "eval/head/aux3",
         "aux3 and aux4 swapped in the output",
         swapped_heads("aux3", "aux4"),
+        why="swapped-heads",
     ),
     _fault(
         "dropout_of_its_own",
@@ -232,6 +246,7 @@ _HEADS = (
         "train/layer/head.drop",
         "dropout that cannot be switched off for the comparison",
         forward_of("head.drop", _own_dropout),
+        why="dropout",
     ),
     _fault(
         "aux_detached",
@@ -239,6 +254,7 @@ _HEADS = (
         "layer/segment.*",
         "an auxiliary head trains nothing but itself",
         forward_of("aux4", _input_detached),
+        why="detached-branch",
     ),
 )
 _GROUPS = (

@@ -74,6 +74,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.left2.2",
         "average pooling leaves the padding out, Paddle's default",
         forward_of("bga.left2.2", _pooled(exclusive=True)),
+        why="count-include-pad",
     ),
     _fault(
         "bga_relu_inside",
@@ -81,6 +82,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.left1.1",
         "ReLU between depthwise and 1x1 convolution",
         forward_of("bga.left1.1", then_relu),
+        why="extra-activation",
     ),
     _fault(
         "bga_bilinear",
@@ -88,6 +90,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.up1",
         "semantic features resized bilinearly",
         forward_of("bga.up1", resized_to(mode="bilinear", align_corners=False)),
+        why="bilinear-for-nearest",
     ),
     _fault(
         "bga_sigmoid_missing",
@@ -95,6 +98,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.sigmoid2",
         "the guide at 1/32 without sigmoid",
         forward_of("bga.sigmoid2", identity),
+        why="missing-activation",
     ),
     _fault(
         "bga_detail_guides",
@@ -102,6 +106,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.sigmoid1",
         "the sigmoid sits on the detail features",
         _bga(_detail_guides),
+        why="other-part",
     ),
     _fault(
         "bga_multiplied",
@@ -116,6 +121,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.conv.2",
         "no activation after the aggregation, as in PaddleSeg",
         forward_of("bga.conv.2", identity),
+        why="missing-activation",
     ),
     _fault(
         "pool_gradient_kernel",
@@ -123,6 +129,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "layer/bga.left2.1",
         "Paddle's own average pooling: its gradient keeps 1/9 as float32",
         forward_of("bga.left2.2", _pooled(exclusive=False)),
+        why="dtype-float32",
     ),
     _fault(
         "guide_detached",
@@ -130,6 +137,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "layer/bga.sigmoid2",
         "no gradient flows through the guide at 1/32",
         forward_of("bga.sigmoid2", _output_detached),
+        why="detached-branch",
     ),
     _fault_2020(
         "bga_corners_2020",

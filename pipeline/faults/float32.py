@@ -185,6 +185,7 @@ FLOAT32 = (
         "eval/layer/sp.conv2.conv",
         "a convolution rounds input and weights to float16",
         forward_of("sp.conv2.conv", _convolution_of(_half, stride=2, padding=1)),
+        why="dtype-float16",
     ),
     _fault(
         "sigmoid_float16",
@@ -199,6 +200,7 @@ FLOAT32 = (
         "eval/layer/conv_out.up",
         "the main logits resized in bfloat16",
         forward_of("conv_out.up", _result(_brain)),
+        why="dtype-bfloat16",
     ),
     _fault(
         "bn_eps_float32",
@@ -206,6 +208,7 @@ FLOAT32 = (
         "eval/layer/cp.resnet.bn1",
         "BatchNorm eps 1.2e-5",
         forward_of("cp.resnet.bn1", _eps),
+        why="eps",
     ),
     _fault(
         "bn_statistics_float16",
@@ -213,6 +216,7 @@ FLOAT32 = (
         "train/layer/cp.resnet.bn1",
         "BatchNorm keeps E[x] and E[x^2] of the batch in float16",
         forward_of("cp.resnet.bn1", _half_statistics),
+        why="dtype-float16",
     ),
     _fault(
         "log_softmax_float16",
@@ -228,6 +232,7 @@ FLOAT32 = (
         "rounding/conv_out32.conv.*",
         "a head's gradient passes through float16",
         forward_of("conv_out32.conv_out", _gradient(_half)),
+        why="dtype-float16",
     ),
     _fault(
         "bn_buffers_float16",
@@ -235,6 +240,7 @@ FLOAT32 = (
         "buffer/cp.resnet.bn1.running_mean",
         "running statistics kept in float16",
         in_model(_short_buffers),
+        why="dtype-float16",
     ),
     _fault(
         "momentum_float16",

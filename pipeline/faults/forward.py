@@ -102,7 +102,12 @@ def _module_of(side: Any) -> Any:
 
 FORWARD = (
     Fault(
-        "bn_eps", "forward", "eval/layer/cp.resnet.bn1", "BatchNorm eps 1.1e-5", in_model(_bn_eps)
+        "bn_eps",
+        "forward",
+        "eval/layer/cp.resnet.bn1",
+        "BatchNorm eps 1.1e-5",
+        in_model(_bn_eps),
+        why="eps",
     ),
     Fault(
         "padding_same",
@@ -110,6 +115,7 @@ FORWARD = (
         "eval/layer/sp.conv2.conv",
         "stride-2 convolution pads right and bottom only, as padding='same' does",
         forward_of("sp.conv2.conv", _same_padding),
+        why="padding-side",
     ),
     Fault(
         "stride_in_second_conv",
@@ -117,6 +123,7 @@ FORWARD = (
         "eval/layer/cp.resnet.layer2.0.conv1",
         "the block's stride sits in its second convolution",
         in_model(_stride_in_second),
+        why="stride",
     ),
     Fault(
         "pool_ceil_mode",
@@ -124,6 +131,7 @@ FORWARD = (
         "eval/layer/cp.resnet.maxpool",
         "max pooling with ceil_mode instead of padding",
         forward_of("cp.resnet.maxpool", _ceil_mode_pool),
+        why="ceil-mode",
     ),
     Fault(
         "align_corners",
@@ -131,6 +139,7 @@ FORWARD = (
         "eval/layer/conv_out.up",
         "main logits resized with align_corners=True",
         forward_of("conv_out.up", _resize(mode="bilinear", align_corners=True)),
+        why="align-corners",
     ),
     Fault(
         "align_mode",
@@ -138,6 +147,7 @@ FORWARD = (
         "eval/layer/conv_out.up",
         "main logits resized with align_mode=1",
         forward_of("conv_out.up", _resize(mode="bilinear", align_corners=False, align_mode=1)),
+        why="align-mode",
     ),
     Fault(
         "nearest_for_bilinear",
@@ -145,6 +155,7 @@ FORWARD = (
         "eval/layer/conv_out16.up",
         "auxiliary logits resized by nearest neighbour",
         forward_of("conv_out16.up", _resize(mode="nearest")),
+        why="nearest-for-bilinear",
     ),
     Fault(
         "bilinear_for_nearest",
@@ -152,6 +163,7 @@ FORWARD = (
         "eval/layer/cp.up16",
         "context features resized bilinearly",
         forward_of("cp.up16", _resize(mode="bilinear", align_corners=False)),
+        why="bilinear-for-nearest",
     ),
     Fault(
         "relu_missing",
@@ -159,6 +171,7 @@ FORWARD = (
         "eval/layer/sp.conv3.relu",
         "no activation after the third spatial convolution",
         forward_of("sp.conv3.relu", identity),
+        why="missing-activation",
     ),
     Fault(
         "relu_leaky",
@@ -166,6 +179,7 @@ FORWARD = (
         "eval/layer/ffm.convblk.relu",
         "LeakyReLU 0.01 in the fusion module",
         forward_of("ffm.convblk.relu", _leaky),
+        why="activation-slope",
     ),
     Fault(
         "ffm_concat_order",
@@ -173,6 +187,7 @@ FORWARD = (
         "eval/layer/ffm.convblk.conv",
         "the fusion module concatenates context before detail",
         forward_of("ffm", swapped_arguments),
+        why="concat-order",
     ),
     Fault(
         "ffm_residual_missing",
@@ -180,6 +195,7 @@ FORWARD = (
         "eval/layer/ffm",
         "the fusion module returns the weighed features only",
         forward_of("ffm", _ffm_without_residual),
+        why="missing-residual",
     ),
     Fault(
         "sigmoid_missing",
@@ -187,6 +203,7 @@ FORWARD = (
         "eval/layer/cp.arm16.sigmoid_atten",
         "attention without sigmoid",
         forward_of("cp.arm16.sigmoid_atten", identity),
+        why="missing-activation",
     ),
     Fault(
         "aux_heads_swapped",
@@ -194,6 +211,7 @@ FORWARD = (
         "eval/head/aux16",
         "aux16 and aux32 swapped in the output",
         swapped_heads("aux16", "aux32"),
+        why="swapped-heads",
     ),
     Fault(
         "global_branch_missing",
@@ -201,6 +219,7 @@ FORWARD = (
         "eval/layer/cp.conv_avg",
         "the global average is not added",
         forward_of("cp.conv_avg", _no_average),
+        why="zero",
     ),
     Fault(
         "odd_size_padding",
@@ -208,6 +227,7 @@ FORWARD = (
         "odd*/head/main",
         "images padded to a multiple of 32 by replication",
         replaced(_module_of, "pad_to_multiple", _replicate_padding),
+        why="padding-mode",
     ),
     Fault(
         "float32_detour",
@@ -215,6 +235,7 @@ FORWARD = (
         "eval/layer/sp.conv_out.conv",
         "one layer's input passes through float32 in the float64 run",
         forward_of("sp.conv_out.conv", _float32_detour),
+        why="dtype-float32",
     ),
     Fault(
         "stem_bgr",
@@ -222,5 +243,6 @@ FORWARD = (
         "eval/layer/sp.conv1.conv",
         "the spatial path sees BGR",
         forward_of("sp.conv1.conv", _bgr_stem),
+        why="swapped-channels",
     ),
 )

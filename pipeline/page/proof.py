@@ -15,7 +15,7 @@ def faults_section(source: Source) -> Markup:
     if source.audit is None:
         text = "No audit.json beside these logs; `bisenet audit` makes it."
         return section("faults", "Would it have noticed?", paragraph(text))
-    findings: list[Json] = sorted(source.audit["findings"], key=lambda one: bool(one["caught"]))
+    findings: list[Json] = sorted(source.audit["findings"], key=_is_right)
     caught = sum(bool(one["caught"]) for one in findings)
     explained = any("explanation" in one for one in findings)
     head = ["fault", "caught", "step", "dtype", "what was done", "difference starts at", "size"]
@@ -36,6 +36,10 @@ def faults_section(source: Source) -> Markup:
     )
 
 
+def _is_right(finding: Json) -> tuple[bool, bool]:
+    return bool(finding["caught"]), finding.get("explained") is not False
+
+
 def _finding(finding: Json, *, explained: bool) -> list[Child]:
     word = badge("PASS" if finding["caught"] else "FAIL")
     name = word.replace("PASS", "caught").replace("FAIL", "SURVIVED")
@@ -49,7 +53,10 @@ def _finding(finding: Json, *, explained: bool) -> list[Child]:
         shown(str(finding["relative"])),
     ]
     if explained:
-        cells.append(str(finding.get("explanation") or ABSENT))
+        explanation = str(finding.get("explanation") or ABSENT)
+        if finding.get("explained") is False:
+            explanation += f" (expected {finding['why']})"
+        cells.append(explanation)
     return cells
 
 
