@@ -147,7 +147,9 @@ class _Part:
         names = [step.name for step in steps]
         prepare_inputs(work / "inputs", config, steps=names, real_frames=False)
         write_text(work / "config.yml", config.dump_yaml())
-        examined = [(fault, shown_in(fault)) for fault in faults if explain]
+        examined: list[tuple[Fault, Dtype]] = [
+            (fault, shown_in(fault)) for fault in faults if explain
+        ]
         self.exams = FaultExams(config, work, examined)
 
     def torch_job(self) -> Job:

@@ -10,10 +10,10 @@ from programs import ROOT
 from common.config import Config, load_config
 from pipeline.audit import shown_in
 from pipeline.fault_exams import FaultExams
-from pipeline.faults import FAULTS, fault_named
+from pipeline.faults import FAULTS, Fault, fault_named
 from pipeline.judge import Result
 from pipeline.records import write_arrays
-from pipeline.steps import step_named
+from pipeline.steps import Dtype, step_named
 from pipeline.verdicts import Verdict
 
 
@@ -29,7 +29,9 @@ def test_passes_are_recorded_for_the_faults_that_show_in_them(
     write_arrays(tmp_path / "inputs" / "forward.npz", {"image": np.ones(3), "odd33x65": np.ones(3)})
     names = ["bn_eps", "padding_same", "odd_size_padding", "bn_momentum", "bn_eps_float32"]
     names += ["loss_weight", "images_float16"]
-    faults = [(fault_named(name), shown_in(fault_named(name))) for name in names]
+    faults: list[tuple[Fault, Dtype]] = [
+        (fault_named(name), shown_in(fault_named(name))) for name in names
+    ]
     elsewhere = replace(fault_named("bn_eps"), name="elsewhere", where="init/*")
     exams = FaultExams(config, tmp_path, [*faults, (elsewhere, "float64")])
     kept = {name: one.exam.contexts for name, one in exams.passes.items()}
@@ -76,6 +78,13 @@ def test_every_relation_that_is_expected_is_documented() -> None:
     told = (ROOT / "docs/explanations.md").read_text(encoding="utf-8")
     expected = {fault.why for fault in FAULTS if fault.why is not None}
     assert [relation for relation in expected if f"`{relation}`" not in told] == []
-    # nearly all faults of forward and backward have a relation of their own
-    layers = [fault for fault in FAULTS if fault.step in ("forward", "backward")]
-    assert sum(fault.why is not None for fault in layers) >= 0.9 * len(layers)
+    # all but these are explained; a training is not bisected for it
+    without = {f.name for f in FAULTS if f.why is None and f.step != "training"}
+    assert without == {
+        "sigmoid_float16",
+        "ce_features_missing",
+        "bga_multiplied",
+        "stdc_aux_levels",
+        "stdc_boundary_on_fused",
+        "bisestdc_boundary_on_trunk",
+    }

@@ -282,6 +282,7 @@ _FORM_OF_2020 = (
         "eval/layer/head.up",
         "Paddle's own bilinear kernel: it keeps the ratio of the sizes as float32",
         forward_of("head.up", resized_to(mode="bilinear", align_corners=True)),
+        why="dtype-float32",
     ),
     _fault_2020(
         "head_rate_2020",

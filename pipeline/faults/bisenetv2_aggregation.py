@@ -145,6 +145,7 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.up1",
         "semantic features resized without aligned corners",
         forward_of("bga.up1", resized_to(mode="bilinear", align_corners=False)),
+        why="align-corners",
     ),
     _fault_2020(
         "bga_sigmoid_first_2020",
@@ -152,5 +153,6 @@ AGGREGATION: tuple[Fault, ...] = (
         "eval/layer/bga.up1",
         "sigmoid before the resizing (no fault in the current form: nearest commutes)",
         _bga(_sigmoid_first),
+        why="other-part",
     ),
 )

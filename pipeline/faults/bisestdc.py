@@ -60,6 +60,7 @@ BISESTDC: tuple[Fault, ...] = (
         "eval/layer/cp.backbone.featuresSP.0.conv",
         "spatial branch with the strides of the published figure: 1, 2, 2",
         in_model(_sp((1, 2))),
+        why="stride",
     ),
     _fault(
         "inner_ffm_order",
@@ -67,6 +68,7 @@ BISESTDC: tuple[Fault, ...] = (
         "eval/layer/cp.backbone.ffm.convblk.conv",
         "the inner fusion concatenates the trunk before the spatial branch",
         forward_of("cp.backbone.ffm", swapped_arguments),
+        why="concat-order",
     ),
     _fault(
         "boundary_on_trunk",

@@ -139,6 +139,7 @@ _BLOCKS = (
         "eval/layer/cp.backbone.features.2.skip",
         "average pooling that leaves the padding out of the count, Paddle's default",
         forward_of("cp.backbone.features.2.skip", _pool_without_padding),
+        why="count-include-pad",
     ),
     _fault(
         "avd_relu",
@@ -146,6 +147,7 @@ _BLOCKS = (
         "eval/layer/cp.backbone.features.4.avd_layer",
         "activation after the strided depthwise convolution",
         forward_of("cp.backbone.features.4.avd_layer", then_relu),
+        why="extra-activation",
     ),
     _fault(
         "avd_channels",
@@ -153,6 +155,7 @@ _BLOCKS = (
         "eval/layer/cp.backbone.features.6.avd_layer.0",
         "depthwise kernels on their neighbours' channels",
         forward_of("cp.backbone.features.6.avd_layer.0", _neighbouring_channel),
+        why="swapped-channels",
     ),
     _fault(
         "avd_in_concatenation",
@@ -160,6 +163,7 @@ _BLOCKS = (
         "eval/layer/cp.backbone.features.2",
         "the strided convolution enters the concatenation, as in the other block type",
         forward_of("cp.backbone.features.2", _avd_concatenated),
+        why="other-part",
     ),
     _fault(
         "concatenation_order",
@@ -167,6 +171,7 @@ _BLOCKS = (
         "eval/layer/cp.backbone.features.3",
         "the widest part of a block is concatenated last",
         forward_of("cp.backbone.features.3", _parts_reversed),
+        why="concat-order",
     ),
 )
 _HEADS = (
@@ -176,6 +181,7 @@ _HEADS = (
         "eval/layer/ffm.convblk.bn",
         "plain BatchNorm in the place of InPlaceABN",
         forward_of("ffm.convblk.bn", _plain_batch_norm),
+        why="plain-weight",
     ),
     _fault(
         "abn_activation",
@@ -183,6 +189,7 @@ _HEADS = (
         "eval/layer/cp.arm16.bn_atten",
         "InPlaceABN keeps its default activation, LeakyReLU",
         in_model(_leaky),
+        why="extra-activation",
     ),
     _fault(
         "ffm_order",
@@ -190,6 +197,7 @@ _HEADS = (
         "eval/layer/ffm.convblk.conv",
         "the fusion module concatenates context before detail",
         forward_of("ffm", swapped_arguments),
+        why="concat-order",
     ),
     _fault(
         "ffm_relu",
@@ -197,6 +205,7 @@ _HEADS = (
         "eval/layer/ffm.relu",
         "no activation between the attention's convolutions",
         forward_of("ffm.relu", identity),
+        why="missing-activation",
     ),
     _fault(
         "aux_levels",
@@ -218,6 +227,7 @@ _HEADS = (
         "eval/layer/conv_out_sp8",
         "boundary logits enlarged in the network",
         forward_of("conv_out_sp8", _boundary_enlarged),
+        why="other-combination",
     ),
     _fault(
         "align_corners",
@@ -225,6 +235,7 @@ _HEADS = (
         "eval/head/main",
         "class logits enlarged with align_corners=False",
         replaced(module_named("models.stdcseg"), "resize_bilinear", without_corners),
+        why="align-corners",
     ),
     _fault(
         "context_bilinear",
@@ -232,6 +243,7 @@ _HEADS = (
         "eval/layer/cp.conv_head32.conv",
         "context enlarged bilinearly",
         replaced(module_named("models.stdcseg"), "resize_nearest", _bilinear),
+        why="bilinear-for-nearest",
     ),
     _fault(
         "context_fixed_scale",
@@ -239,6 +251,7 @@ _HEADS = (
         "odd*/head/main",
         "context enlarged by two and cut, instead of to the size that is needed",
         replaced(module_named("models.stdcseg"), "resize_nearest", _fixed_scale),
+        why="flip",
     ),
 )
 _GROUPS = (
