@@ -304,7 +304,7 @@ def test_what_explains_a_fault_is_kept(tmp_path: Path, config: Config) -> None:
 
 
 def test_a_small_audit_from_end_to_end(tmp_path: Path) -> None:
-    names = ["void_as_class", "loss_weight", "bias_frozen", "log_softmax_float16"]
+    names = ["void_as_class", "loss_weight", "bn_eps", "log_softmax_float16"]
     words = ["--faults", ",".join(names), "--out", str(tmp_path / "out")]
     words += ["--set", "verify.image_hw=[32,64]", "--set", "verify.batch_size=2"]
     done = subprocess.run(
@@ -321,10 +321,10 @@ def test_a_small_audit_from_end_to_end(tmp_path: Path) -> None:
     assert [finding["fault"] for finding in matrix["findings"]] == names
     assert all(finding["caught"] for finding in matrix["findings"])
     assert [finding["dtype"] for finding in matrix["findings"]] == ["float64"] * 3 + ["float32"]
-    relations = ["ignore-index", "term-weight", "detached-branch", "dtype"]
+    relations = ["ignore-index", "term-weight", "eps", "dtype"]
     assert [finding["explanation"] for finding in matrix["findings"]] == relations
     assert all(float(finding["residual"]) < 1e-6 for finding in matrix["findings"])
-    clean = ("loss float64", "loss float32", "backward float64")
+    clean = ("forward float64", "loss float64", "loss float32")
     assert matrix["clean"] == {f"bisenetv1 {run}": "PASS" for run in clean}
     assert (tmp_path / "out" / "audit.log").read_text() == done.stdout
     logs = ["audit.json", "audit.log", *(f"recorder_{side}.log" for side in sorted(SIDES))]
