@@ -299,7 +299,11 @@ def test_two_names_never_become_one() -> None:
 # ---- sizes of pictures --------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("multiple", "sizes"),
-    [(1, {(72, 104), (33, 65)}), (8, {(72, 104), (40, 72)}), (32, {(96, 128), (64, 96)})],
+    [
+        (1, {(33, 65), (72, 104), (64, 33)}),
+        (8, {(40, 72), (72, 104), (64, 40)}),
+        (32, {(64, 96), (96, 128), (64, 64)}),
+    ],
 )
 def test_a_network_can_ask_for_multiples(
     folder: Path, tmp_path: Path, multiple: int, sizes: set[tuple[int, int]]
