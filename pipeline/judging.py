@@ -11,7 +11,14 @@ from pipeline.outcome import Outcome
 from pipeline.record import Job
 from pipeline.recording import Recording
 from pipeline.records import Record, has_record, read_record, record_name, remove_record
-from pipeline.steps import SIDES, Step, step_named, with_cancelled, with_given_weights
+from pipeline.steps import (
+    SIDES,
+    Step,
+    step_named,
+    with_cancelled,
+    with_decayed_biases,
+    with_given_weights,
+)
 from pipeline.training import FLOOR_PART, SNAPSHOT_KEYS, floor_part, snapshot_part
 from pipeline.verdicts import Row, Verdict
 from pipeline.waivers import waive, waivers_of
@@ -42,6 +49,9 @@ class Judging:
         if (pair := outcome.config.model.pair) is not None:
             names = pair.cancelled
             self.pending = [(with_cancelled(step, names), dtype) for step, dtype in self.pending]
+        optimizer = outcome.config.optimizer
+        if optimizer.decay_norm_and_bias and optimizer.weight_decay:
+            self.pending = [(with_decayed_biases(step), dtype) for step, dtype in self.pending]
         self.snapshot_rows: list[Row] = []
         self.snapshots_due = snapshot_parts(outcome.config)
         self.ignore_index = outcome.config.data.ignore_index

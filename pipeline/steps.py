@@ -267,6 +267,15 @@ def with_cancelled(step: Step, names: Iterable[str]) -> Step:
     return replace(step, zeros=(*step.zeros, *_cancelled(step.name, names)))
 
 
+def with_decayed_biases(step: Step) -> Step:
+    """Return the step as it is judged when the recipe decays biases.
+
+    What a later BatchNorm cancels is the gradient only: the decay moves such a bias, and it is
+    compared like any other tensor.
+    """
+    return replace(step, zeros=()) if step.name == "training" else step
+
+
 def step_named(name: str) -> Step:
     """Return the step of that name; LookupError lists the names."""
     for step in STEPS:

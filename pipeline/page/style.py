@@ -79,7 +79,8 @@ font-weight:600;white-space:nowrap;font-size:.85rem;print-color-adjust:exact;
 -webkit-print-color-adjust:exact}
 nav ul{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 nav a{display:inline-block;padding:.25rem 0}
-.scroll{overflow-x:auto;margin:.5rem 0;max-height:32rem;overflow-y:auto}
+.scroll{overflow-x:auto;margin:.5rem 0}
+details .scroll{max-height:32rem;overflow-y:auto}
 table{border-collapse:collapse;font-size:.85rem;width:100%}
 caption{text-align:left;padding:.2rem 0}
 th,td{overflow-wrap:normal;text-align:left;vertical-align:top;padding:.25rem .5rem;
